@@ -1,0 +1,1 @@
+"""The Gemma 4 conformance harness; ARCHITECTURE.md is the map."""

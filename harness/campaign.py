@@ -1,0 +1,230 @@
+"""A campaign: many cases through several warm subjects, compared, stored. Layer 3.
+
+Engines run first, each in its own process and thread; comparison reads only what they recorded. While engines
+work on one case, the media of the next are drawn and the case before is compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.numpy import save_file
+
+from harness.checkpoint import Checkpoint
+from harness.comparators import Context, Limits, compare, load_side
+from harness.comparators.kl import OutputHead
+from harness.comparators.suspects import findings
+from harness.deviations import Deviation, explain
+from harness.environments import Subject, unavailable_because
+from harness.errors import EngineUnavailable
+from harness.media import pixels
+from harness.pool import Worker, thread_share
+from harness.records import rows_of
+from harness.render import is_expanded, render
+from harness.schema import Case, Finding, LoadReport, Observation, Property, Request, Verdict
+
+PIPELINE_DEPTH = 3
+"""Cases in flight: one running, one waiting so that no engine idles, one being compared."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How subjects are run and compared, the same for every case of a campaign."""
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    timeout_s: float = 120.0
+    properties: tuple[Property, ...] = ("P1", "P2", "P6", "P7")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything about one finished case: what was observed, judged and found, and the rows to store."""
+
+    case: Case
+    observations: tuple[Observation, ...]
+    verdicts: tuple[Verdict, ...]
+    findings: tuple[Finding, ...]
+    rows: Mapping[str, list[dict[str, Any]]]
+    arrays: Mapping[str, Any]
+
+
+@dataclass
+class Timing:
+    """Seconds of a campaign. `overhead_ratio` is what the harness adds to what the engines take."""
+
+    wall_s: float = 0.0
+    startup_s: float = 0.0
+    compare_s: float = 0.0
+    engine_s: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, and (wall_s - startup_s) / the sum of engine_s; None before any engine ran."""
+        total_s = sum(self.engine_s.values())
+        ratio = (self.wall_s - self.startup_s) / total_s if total_s else None
+        return {**dataclasses.asdict(self), "engine_s": dict(self.engine_s), "overhead_ratio": ratio}
+
+
+class Fleet:
+    """The workers of several subjects, and scratch space in memory for what passes between them."""
+
+    def __init__(self, subjects: Sequence[Subject], options: Options, logs: Path) -> None:
+        """Describe the workers; a subject that cannot run here is kept, with the reason, in `absent`."""
+        self.options = options
+        self.absent = {s.name: why for s in subjects if (why := unavailable_because(s))}
+        threads = thread_share(max(1, len(subjects) - len(self.absent)))
+        self.workers = {
+            s.name: Worker(s, logs / f"{s.name}.log", threads=threads, timeout_s=options.timeout_s)
+            for s in subjects
+            if s.name not in self.absent
+        }
+        self.loaded: Path | None = None
+        self.reports: dict[str, LoadReport] = {}
+        self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.workers}
+        memory = Path("/dev/shm")  # noqa: S108 - memory-backed; mkdtemp makes a private directory in it
+        self.scratch = Path(tempfile.mkdtemp(prefix="harness-", dir=memory if os.access(memory, os.W_OK) else None))
+
+    def load(self, checkpoint: Path, *, audit: bool = False) -> None:
+        """Load a checkpoint into every worker at once. One that cannot is absent until the next checkpoint."""
+        self.absent = {name: why for name, why in self.absent.items() if name not in self.workers}
+        self.reports = {}
+        options = {"dtype": self.options.dtype, "device": self.options.device, "audit": audit}
+        loading = {
+            name: self._executors[name].submit(worker.load, checkpoint, **options)
+            for name, worker in self.workers.items()
+        }
+        for name, future in loading.items():
+            try:
+                self.reports[name] = future.result()
+            except EngineUnavailable as error:
+                self.absent[name] = str(error)
+        self.loaded = checkpoint
+
+    def submit(self, case: Case) -> dict[str, Future[Observation]]:
+        """Draw a case's media once and hand it to every worker's queue."""
+        images_path = ""
+        if case.images:
+            images_path = str(self.scratch / f"{case.id}.images")
+            save_file({f"image.{k}": pixels(image) for k, image in enumerate(case.images)}, images_path)
+        prompt, expanded = render(case), is_expanded(case)
+        futures: dict[str, Future[Observation]] = {}
+        for name, worker in self.workers.items():
+            arrays_path = str(self.scratch / f"{case.id}.{name}")
+            request = Request(case.id, prompt, expanded, case.max_soft_tokens, images_path, arrays_path)
+            if name in self.absent:
+                futures[name] = _absent(case, name, self.absent[name])
+            else:
+                futures[name] = self._executors[name].submit(worker.run, request)
+        for name in self.absent.keys() - self.workers.keys():
+            futures[name] = _absent(case, name, self.absent[name])
+        return futures
+
+    def discard(self, case: Case) -> None:
+        """Free a case's scratch space."""
+        for path in self.scratch.glob(f"{case.id}.*"):
+            path.unlink()
+
+    @property
+    def versions(self) -> dict[str, dict[str, str]]:
+        """Package versions by subject, of the subjects that started."""
+        return {name: worker.versions for name, worker in self.workers.items() if worker.versions}
+
+    def close(self) -> None:
+        """End every worker and remove the scratch space."""
+        for executor in self._executors.values():
+            executor.shutdown(wait=False, cancel_futures=True)
+        for worker in self.workers.values():
+            worker.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _absent(case: Case, subject: str, why: str) -> Future[Observation]:
+    future: Future[Observation] = Future()
+    future.set_result(Observation(case.id, subject, "unavailable", message=why, signature=why[:160]))
+    return future
+
+
+@contextmanager
+def fleet(subjects: Sequence[Subject], options: Options, logs: Path) -> Iterator[Fleet]:
+    """A fleet that is closed whatever happens."""
+    with ExitStack() as stack:
+        workers = Fleet(subjects, options, logs)
+        stack.callback(workers.close)
+        yield workers
+
+
+class Campaign:
+    """Runs cases, model by model, and yields each result as it is known."""
+
+    def __init__(
+        self,
+        workers: Fleet,
+        locate: Callable[[str], Path],
+        deviations: Collection[Deviation] = (),
+    ) -> None:
+        """Use a fleet; `locate` turns a case's model into its checkpoint directory."""
+        self.workers, self.locate, self.deviations = workers, locate, list(deviations)
+        # The workers have the cores; a second thread here would wait for one of them in a busy loop.
+        torch.set_num_threads(1)
+        self.timing = Timing()
+        self._context: Context | None = None
+
+    def run(self, cases: Sequence[Case]) -> Iterator[Result]:
+        """Results in the order of the cases, which should be grouped by model.
+
+        Raises:
+            UserError: a model that is no checkpoint.
+        """
+        started = time.perf_counter()
+        flying: deque[tuple[Case, dict[str, Future[Observation]]]] = deque()
+        for case in cases:
+            checkpoint = self.locate(case.model)
+            if checkpoint != self.workers.loaded:
+                while flying:
+                    yield self._finish(*flying.popleft(), started)
+                self._load(checkpoint)
+            flying.append((case, self.workers.submit(case)))
+            if len(flying) >= PIPELINE_DEPTH:
+                yield self._finish(*flying.popleft(), started)
+        while flying:
+            yield self._finish(*flying.popleft(), started)
+
+    def _load(self, directory: Path) -> None:
+        started = time.perf_counter()
+        checkpoint = Checkpoint.open(directory)
+        self.workers.load(directory)
+        limits = Limits.of(self.workers.options.dtype)
+        self._context = Context(checkpoint.media_tokens, OutputHead.of(checkpoint), limits)
+        self.timing.startup_s += time.perf_counter() - started
+
+    def _finish(self, case: Case, futures: Mapping[str, Future[Observation]], run_started: float) -> Result:
+        observations = tuple(futures[name].result() for name in futures)
+        compare_started = time.perf_counter()
+        assert self._context is not None
+        sides = [load_side(observation) for observation in observations]
+        comparison = compare(case, sides, self._context, self.workers.options.properties)
+        found = tuple(self._explained(case, finding) for finding in findings(case, comparison.verdicts))
+        rows, arrays = rows_of(case, sides, comparison, found)
+        self.workers.discard(case)
+        now = time.perf_counter()
+        self.timing.compare_s += now - compare_started
+        self.timing.wall_s = now - run_started
+        for observation in observations:
+            self.timing.engine_s[observation.subject] += observation.engine_s
+        return Result(case, observations, tuple(comparison.verdicts), found, rows, arrays)
+
+    def _explained(self, case: Case, finding: Finding) -> Finding:
+        versions = {k: v for name in finding.subjects for k, v in self.workers.versions.get(name, {}).items()}
+        return explain(finding, case, self.deviations, versions, self.workers.options.device)

@@ -1,0 +1,80 @@
+"""A checkpoint directory in the published layout, as far as the harness itself reads it. Layer 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from harness.errors import UserError
+from harness.spec import MediaTokens
+
+_OUTPUT_WEIGHTS = ("lm_head.weight", "model.language_model.embed_tokens.weight")
+"""The output head; tied to the embeddings in every published checkpoint."""
+
+
+def shards(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, through its index where it has one."""
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        return [directory / "model.safetensors"]
+    names = set(json.loads(index.read_text())["weight_map"].values())
+    return [directory / name for name in sorted(names)]
+
+
+def tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of every tensor of a checkpoint."""
+    for path in shards(directory):
+        with safe_open(path, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                yield name, shard.get_tensor(name)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory that was found to hold a Gemma 4 checkpoint."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, directory: Path) -> Checkpoint:
+        """Look at a directory before any engine does.
+
+        Raises:
+            UserError: no directory, no Gemma 4 config.json, or no safetensors file there.
+        """
+        try:
+            config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+            kind = config.get("model_type")
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{directory} is no checkpoint: cannot read its config.json ({error})") from error
+        if not str(kind).startswith("gemma4"):
+            raise UserError(
+                f"{directory} is no Gemma 4 checkpoint: model_type is {kind!r}, not gemma4 or gemma4_unified"
+            )
+        missing = [path.name for path in shards(directory) if not path.is_file()]
+        if missing:
+            raise UserError(f"{directory} is no complete checkpoint: {', '.join(missing)} missing")
+        return cls(directory, config)
+
+    @cached_property
+    def media_tokens(self) -> MediaTokens:
+        """The ids that frame and fill an image in this checkpoint's vocabulary."""
+        ids = (self.config[f"{name}_token_id"] for name in ("boi", "image", "eoi"))
+        return MediaTokens(*ids)
+
+    def output_weight(self) -> torch.Tensor:
+        """The output head's weight, (vocabulary, hidden), in the stored type."""
+        for name in _OUTPUT_WEIGHTS:
+            for path in shards(self.path):
+                with safe_open(path, framework="pt") as shard:
+                    if name in shard.keys():  # noqa: SIM118
+                        return shard.get_tensor(name)
+        raise UserError(f"{self.path} has no output head: neither {_OUTPUT_WEIGHTS[0]} nor {_OUTPUT_WEIGHTS[1]}")

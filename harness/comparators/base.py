@@ -1,0 +1,88 @@
+"""What comparators are given and what they give back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from harness.schema import Observation, Property, Verdict
+from harness.spec import MediaTokens
+
+if TYPE_CHECKING:
+    from harness.comparators.kl import Divergence, OutputHead
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One subject's observation, its arrays in memory."""
+
+    observation: Observation
+    arrays: Mapping[str, Array]
+
+    @property
+    def name(self) -> str:
+        """The subject's name."""
+        return self.observation.subject
+
+
+def load_side(observation: Observation) -> Side:
+    """An observation with its arrays read back; none where the subject recorded none."""
+    return Side(observation, load_file(observation.arrays_path) if observation.arrays_path else {})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest difference that still counts as agreement, by what is measured.
+
+    Provisional until calibration measures each engine's own noise: docs/decisions/0003-limits.md says what these
+    numbers rest on.
+    """
+
+    kl_nats: float
+    logprob_nats: float
+    feature_relative: float
+
+    @classmethod
+    def of(cls, dtype: str) -> Limits:
+        """Limits for a compute type."""
+        return _LIMITS[dtype]
+
+
+_LIMITS = {
+    "float32": Limits(kl_nats=1e-5, logprob_nats=1e-3, feature_relative=1e-4),
+    "bfloat16": Limits(kl_nats=0.2, logprob_nats=0.25, feature_relative=0.1),
+    "float16": Limits(kl_nats=0.02, logprob_nats=0.05, feature_relative=0.02),
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every comparison over one model shares."""
+
+    tokens: MediaTokens
+    head: OutputHead
+    limits: Limits
+
+
+@dataclass
+class Comparison:
+    """Everything found out about one case. Divergences are keyed by (left, right)."""
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    divergences: dict[tuple[str, str], Divergence] = field(default_factory=dict)
+
+
+def judge(
+    prop: Property, stage: str, pair: tuple[str, str], measured: float, limit: float, unit: str, reason: str = ""
+) -> Verdict:
+    """`differ` if `measured` exceeds `limit` or is not a number, else `agree`."""
+    verdict: Verdict = Verdict(prop, stage, *pair, "agree", measured, limit, unit, reason)
+    if measured <= limit:  # False for NaN, which must never pass.
+        return verdict
+    return Verdict(prop, stage, *pair, "differ", measured, limit, unit, reason)

@@ -1,0 +1,64 @@
+"""P7: what the vision front end makes of each image, stage by stage.
+
+`pixels` and `positions` come from resizing and patching, and must be identical: the largest absolute difference,
+limit 0 (pixels in [0, 1]; positions in patches). `mm_features` are the rows that enter the language model: the
+largest relative error of a row, ||left - right|| / ||left|| in the Euclidean norm. Row 0 of each image has a
+verdict of its own (`mm_features.first`), because padding that leaks lands there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from harness.comparators.base import Array, Context, Side, judge
+from harness.schema import Case, Verdict
+
+_LIMIT_0_STAGES = {"pixels": "of [0, 1]", "positions": "patches"}
+
+
+def compare(case: Case, left: Side, right: Side, context: Context) -> list[Verdict]:
+    """Verdicts at `pixels`, `positions`, `mm_features.first` and `mm_features`; none without an image."""
+    return list(_verdicts(len(case.images), left, right, context.limits.feature_relative)) if case.images else []
+
+
+def _verdicts(images: int, left: Side, right: Side, limit: float) -> Iterator[Verdict]:
+    pair = left.name, right.name
+    for stage in (*_LIMIT_0_STAGES, "mm_features"):
+        paired = _paired(stage, images, left, right)
+        if isinstance(paired, str):
+            yield Verdict("P7", stage, *pair, "differ", reason=paired)
+        elif stage in _LIMIT_0_STAGES:
+            worst = max(_largest_gap(a, b) for a, b in paired)
+            yield judge("P7", stage, pair, worst, 0.0, _LIMIT_0_STAGES[stage])
+        else:
+            errors = [relative_row_errors(a, b) for a, b in paired]
+            yield judge("P7", "mm_features.first", pair, max(e[0] for e in errors), limit, "relative error")
+            yield judge("P7", stage, pair, max(e.max() for e in errors), limit, "relative error")
+
+
+def _paired(stage: str, images: int, left: Side, right: Side) -> list[tuple[Array, Array]] | str:
+    """The arrays of both sides image by image, or how their shapes or their number part."""
+    keys = [f"{stage}.{index}" for index in range(images)]
+    absent = [f"{side.name} has no {key}" for key in keys for side in (left, right) if key not in side.arrays]
+    if absent:
+        return ", ".join(absent)
+    pairs = [(left.arrays[key], right.arrays[key]) for key in keys]
+    for key, (a, b) in zip(keys, pairs, strict=True):
+        if a.shape != b.shape:
+            return f"{key}: {left.name} {a.shape}, {right.name} {b.shape}"
+    return pairs
+
+
+def _largest_gap(left: Array, right: Array) -> float:
+    if np.array_equal(left, right):
+        return 0.0
+    return float(np.abs(left.astype(np.float64) - right).max())
+
+
+def relative_row_errors(left: Array, right: Array) -> Array:
+    """||left - right|| / ||left|| for each row of two (rows, width) arrays, in float64; NaN where 0 / 0."""
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    errors: Array = np.linalg.norm(left - right, axis=1) / np.linalg.norm(left, axis=1)
+    return errors

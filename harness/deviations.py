@@ -1,0 +1,103 @@
+"""Known deviations: findings with a written cause, so that CI stays green and tells when one goes away. Layer 2.
+
+Each is one file in cases/deviations/. A deviation explains a finding only if everything that it names fits: the
+signature, the model, the subject's version, the device, and what the case contains.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from pydantic import TypeAdapter, ValidationError
+
+from harness.errors import UserError
+from harness.render import is_expanded
+from harness.schema import Case, Finding
+from harness.spec import is_exact_ratio, soft_tokens
+
+DIRECTORY = Path(__file__).resolve().parent.parent / "cases" / "deviations"
+
+Trait = Literal["image", "expanded", "alpha", "exact-ratio", "rounding-sensitive"]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One known cause. `versions` maps package names to version ranges; `models` and `signatures` are glob patterns.
+
+    `always` says that it shows in every case that it applies to, so that its absence means that it went away.
+    """
+
+    signatures: tuple[str, ...]
+    cause: str
+    link: str
+    always: bool = True
+    models: tuple[str, ...] = ("*",)
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = "*"
+    requires: tuple[Trait, ...] = ()
+    name: str = ""
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def explains(self, finding: Finding, case: Case, versions: Mapping[str, str], device: str) -> bool:
+        """Whether this is the known cause of a finding in a run with those package versions on that device."""
+        matches = any(fnmatchcase(finding.signature, pattern) for pattern in self.signatures)
+        return matches and self.applies(case, versions, device)
+
+    def applies(self, case: Case, versions: Mapping[str, str], device: str) -> bool:
+        """Whether the cause would show in this case, with those package versions on that device."""
+        return (
+            any(fnmatchcase(Path(case.model).name, pattern) for pattern in self.models)
+            and all(p in versions and versions[p] in SpecifierSet(spec) for p, spec in self.versions.items())
+            and fnmatchcase(device, self.device)
+            and set(self.requires) <= traits(case)
+        )
+
+
+def traits(case: Case) -> set[Trait]:
+    """What a deviation may require of a case."""
+    found: set[Trait] = set()
+    if case.images:
+        found.add("image")
+    if is_expanded(case):
+        found.add("expanded")
+    if any(image.mode == "RGBA" for image in case.images):
+        found.add("alpha")
+    sizes = [(image.width_px, image.height_px, case.max_soft_tokens) for image in case.images]
+    if any(is_exact_ratio(*size) for size in sizes):
+        found.add("exact-ratio")
+    if any(soft_tokens(*size).rounding_sensitive for size in sizes):
+        found.add("rounding-sensitive")
+    return found
+
+
+def load_deviations(directory: Path = DIRECTORY) -> list[Deviation]:
+    """Every deviation of a directory, by file name.
+
+    Raises:
+        UserError: a file that is no deviation; the message names it and the offending field.
+    """
+    return [_load(path) for path in sorted(directory.glob("*.toml"))]
+
+
+def _load(path: Path) -> Deviation:
+    try:
+        deviation = TypeAdapter(Deviation).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
+        for spec in deviation.versions.values():
+            SpecifierSet(spec)
+    except (tomllib.TOMLDecodeError, ValidationError, InvalidSpecifier) as error:
+        raise UserError(f"{path} is no valid deviation: {error}") from error
+    return replace(deviation, name=path.stem)
+
+
+def explain(
+    finding: Finding, case: Case, known: Sequence[Deviation], versions: Mapping[str, str], device: str
+) -> Finding:
+    """The finding with the name of the first deviation that explains it, if one does."""
+    fits = (deviation.name for deviation in known if deviation.explains(finding, case, versions, device))
+    return replace(finding, deviation=next(fits, ""))

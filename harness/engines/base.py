@@ -1,0 +1,68 @@
+"""What a worker asks of an engine: `load` a checkpoint, `run` a request, say its `versions`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.schema import Counts, LoadReport, Request
+
+Array = npt.NDArray[Any]
+
+
+class Rejected(Exception):
+    """The engine refused the input with a clear error before computing anything."""
+
+
+@dataclass
+class Recording:
+    """What an engine recorded of one request: counts per image, and arrays by stage name."""
+
+    counts: tuple[Counts, ...] = ()
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+    def add(self, stage: str, value: Any) -> None:
+        """Keep a tensor or array; reduced floating types become float32, which holds them exactly."""
+        if hasattr(value, "detach"):
+            value = value.detach()
+            value = (value.float() if value.is_floating_point() else value).cpu().numpy()
+        self.arrays[stage] = np.ascontiguousarray(value)
+
+
+class Engine(Protocol):
+    """One engine in its own process. Exceptions other than `Rejected` mean that the engine broke."""
+
+    def versions(self) -> dict[str, str]:
+        """Package versions that a result depends on."""
+        ...
+
+    def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
+        """Load a checkpoint directory, replacing the one loaded before.
+
+        With `audit` the report also compares every tensor of the model with the checkpoint by content.
+        """
+        ...
+
+    def run(self, request: Request, images: list[Array]) -> Recording:
+        """Score one prompt in a single pass and record every stage.
+
+        Raises:
+            Rejected: the engine's own front end refused the input.
+        """
+        ...
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Installed versions of packages, those that are installed."""
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

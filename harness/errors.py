@@ -1,0 +1,13 @@
+"""The errors that a person sees, and the exit status each one becomes. Layer 0: imports nothing."""
+
+
+class UserError(Exception):
+    """What was asked cannot be done as asked; the message names the value and the fix. Exit status 2."""
+
+    exit_status = 2
+
+
+class EngineUnavailable(UserError):
+    """A subject that was asked for by name cannot run here; the message says why. Exit status 3."""
+
+    exit_status = 3

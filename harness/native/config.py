@@ -1,0 +1,247 @@
+"""What config.json and processor_config.json say, as frozen dataclasses with every layer's shape worked out.
+
+Only the published layout is read. A field that is absent, of the wrong type, or set to something that no
+published Gemma 4 has is an error that names the field: a guess here would show up later as a wrong logit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .fields import Section, read_section
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+SLIDING = "sliding_attention"
+FULL = "full_attention"
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """One decoder layer; `donor` is the layer whose keys and values it reads, None if it makes its own."""
+
+    index: int
+    kind: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    value_is_key: bool
+    donor: int | None
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of one layer kind: only the first `rotated` fraction of the features turns."""
+
+    theta: float
+    rotated: float
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of experts: how many there are, how many a token goes to, how wide each is."""
+
+    count: int
+    chosen: int
+    width: int
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The decoder. `ple_width` is 0 without per-layer embeddings; `experts` is None in a dense model."""
+
+    hidden: int
+    vocabulary: int
+    ple_vocabulary: int
+    ple_width: int
+    window: int
+    eps: float
+    softcap: float
+    vision_blocks: bool
+    layers: tuple[LayerShape, ...]
+    rope: Mapping[str, Rope]
+    experts: Experts | None
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """The vision tower of E2B, E4B, 26B-A4B and 31B."""
+
+    hidden: int
+    mlp_width: int
+    depth: int
+    heads: int
+    head_dim: int
+    patch_px: int
+    pool: int
+    position_rows: int
+    theta: float
+    eps: float
+    clipped: bool
+    standardize: bool
+
+
+@dataclass(frozen=True)
+class UnifiedConfig:
+    """The vision embedder of the 12B, which has no tower."""
+
+    width: int
+    patch_px: int
+    position_rows: int
+    eps: float
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Ids of the tokens that this implementation treats by name."""
+
+    pad: int
+    image_begin: int
+    image: int
+    image_end: int
+    video: int
+    audio: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that the files of a checkpoint say about its shape."""
+
+    text: TextConfig
+    vision: TowerConfig | UnifiedConfig
+    tokens: TokenIds
+    pixel_scale: float
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Read config.json and processor_config.json of a checkpoint."""
+    top = read_section(directory / "config.json")
+    top.only("model_type", "gemma4", "gemma4_unified")
+    top.only("tie_word_embeddings", True)
+    unified = top.values["model_type"] == "gemma4_unified"
+    vision = top.section("vision_config")
+    return ModelConfig(
+        text=_text(top.section("text_config")),
+        vision=_unified(vision) if unified else _tower(vision),
+        tokens=_tokens(top),
+        pixel_scale=_pixel_scale(read_section(directory / "processor_config.json")),
+    )
+
+
+def _tokens(top: Section) -> TokenIds:
+    return TokenIds(
+        pad=top.section("text_config").integer("pad_token_id"),
+        image_begin=top.integer("boi_token_id"),
+        image=top.integer("image_token_id"),
+        image_end=top.integer("eoi_token_id"),
+        video=top.integer("video_token_id"),
+        audio=top.integer("audio_token_id"),
+    )
+
+
+def _text(text: Section) -> TextConfig:
+    text.only("hidden_activation", "gelu_pytorch_tanh")
+    text.only("attention_bias", False)
+    text.only("use_bidirectional_attention", None, "vision")
+    rope = text.section("rope_parameters")
+    return TextConfig(
+        hidden=text.integer("hidden_size"),
+        vocabulary=text.integer("vocab_size"),
+        ple_vocabulary=text.integer("vocab_size_per_layer_input"),
+        ple_width=text.integer("hidden_size_per_layer_input"),
+        window=text.integer("sliding_window"),
+        eps=text.number("rms_norm_eps"),
+        softcap=text.number("final_logit_softcapping"),
+        vision_blocks=text.values.get("use_bidirectional_attention") == "vision",
+        layers=_layers(text),
+        rope={
+            SLIDING: _rope(rope.section(SLIDING), "default"),
+            FULL: _rope(rope.section(FULL), "proportional"),
+        },
+        experts=_experts(text) if text.flag("enable_moe_block") else None,
+    )
+
+
+def _layers(text: Section) -> tuple[LayerShape, ...]:
+    kinds = text.values.get("layer_types")
+    depth = text.integer("num_hidden_layers")
+    if not isinstance(kinds, list) or len(kinds) != depth or not set(kinds) <= {SLIDING, FULL} or kinds[-1] != FULL:
+        raise text.fail("layer_types", f"{depth} of {SLIDING!r} or {FULL!r}, the last one {FULL!r}")
+    first_shared = depth - text.integer("num_kv_shared_layers")
+    donors = {kind: index for index, kind in enumerate(kinds[:first_shared])}
+    if not set(kinds[first_shared:]) <= set(donors):
+        raise text.fail("num_kv_shared_layers", "a layer of the same type before the first shared one")
+    return tuple(
+        _layer(text, index, kind, donors[kind] if index >= first_shared else None) for index, kind in enumerate(kinds)
+    )
+
+
+def _layer(text: Section, index: int, kind: str, donor: int | None) -> LayerShape:
+    full = kind == FULL
+    value_is_key = full and text.flag("attention_k_eq_v")
+    global_kv_heads = text.optional_integer("num_global_key_value_heads") if value_is_key else None
+    doubled = donor is not None and text.flag("use_double_wide_mlp")
+    return LayerShape(
+        index=index,
+        kind=kind,
+        heads=text.integer("num_attention_heads"),
+        kv_heads=global_kv_heads or text.integer("num_key_value_heads"),
+        head_dim=text.integer("global_head_dim" if full else "head_dim"),
+        mlp_width=text.integer("intermediate_size") * (2 if doubled else 1),
+        value_is_key=value_is_key,
+        donor=donor,
+    )
+
+
+def _rope(rope: Section, kind: str) -> Rope:
+    rope.only("rope_type", kind)
+    return Rope(rope.number("rope_theta"), rope.number("partial_rotary_factor") if kind == "proportional" else 1.0)
+
+
+def _experts(text: Section) -> Experts:
+    return Experts(text.integer("num_experts"), text.integer("top_k_experts"), text.integer("moe_intermediate_size"))
+
+
+def _tower(vision: Section) -> TowerConfig:
+    vision.only("hidden_activation", "gelu_pytorch_tanh")
+    vision.only("attention_bias", False)
+    vision.only("num_key_value_heads", vision.integer("num_attention_heads"))
+    vision.only("pooling_kernel_size", 3)
+    vision.only("patch_size", 16)
+    return TowerConfig(
+        hidden=vision.integer("hidden_size"),
+        mlp_width=vision.integer("intermediate_size"),
+        depth=vision.integer("num_hidden_layers"),
+        heads=vision.integer("num_attention_heads"),
+        head_dim=vision.integer("head_dim"),
+        patch_px=vision.integer("patch_size"),
+        pool=vision.integer("pooling_kernel_size"),
+        position_rows=vision.integer("position_embedding_size"),
+        theta=vision.section("rope_parameters").number("rope_theta"),
+        eps=vision.number("rms_norm_eps"),
+        clipped=vision.flag("use_clipped_linears"),
+        standardize=vision.flag("standardize"),
+    )
+
+
+def _unified(vision: Section) -> UnifiedConfig:
+    vision.only("model_patch_size", 48)
+    return UnifiedConfig(
+        width=vision.integer("mm_embed_dim"),
+        patch_px=vision.integer("model_patch_size"),
+        position_rows=vision.integer("mm_posemb_size"),
+        eps=vision.number("rms_norm_eps"),
+    )
+
+
+def _pixel_scale(processor: Section) -> float:
+    image = processor.section("image_processor")
+    for name in ("do_resize", "do_rescale"):
+        image.only(name, True)
+    image.only("do_normalize", False)
+    image.only("resample", 3)
+    return image.number("rescale_factor")

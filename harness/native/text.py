@@ -1,0 +1,190 @@
+"""The decoder of all five variants: embedded tokens -> final hidden states -> logits.
+
+Shapes: T tokens; H width; N query heads; K key heads; D head size; L layers; V vocabulary;
+W width of a per-layer embedding.
+
+    tokens (T,) -> embed (T, H), soft tokens replaced -> layers (T, H) -> norm (T, H) -> logits (T, V)
+
+Notable, in the order of a layer:
+- every block is normed on its way in and on its way out, then added; one number scales the stream at the end
+- sliding layers: smaller heads, all features rotated; full layers: larger heads, a quarter of them rotated
+- full layers of the larger models have no value projection: the raw key projection is the value
+- the last layers of the small models read the keys and values of an earlier layer of their kind
+- 26B: a mixture of experts beside the dense MLP; the router reads the residual stream, not the MLP's input
+- E2B, E4B: each layer adds a gated embedding of the token that belongs to that layer only
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .feed_forward import FeedForward
+from .layers import Linear, RMSNorm, attend, gelu, rms_normalize, rope_angles, rotate, wide_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .config import LayerShape, TextConfig
+    from .model import Tap
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What the layers of one forward pass share; `angles` and `visible` are by layer kind.
+
+    `memory` holds the rotated keys and the values of each layer that makes its own, by layer number.
+    """
+
+    angles: Mapping[str, Tensor]
+    visible: Mapping[str, Tensor]
+    memory: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Attention(nn.Module):
+    """Grouped attention; a layer with a donor has no key or value weights of its own."""
+
+    def __init__(self, config: TextConfig, shape: LayerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.eps = config.eps
+        self.q = Linear(config.hidden, shape.heads * shape.head_dim)
+        self.q_norm = RMSNorm(shape.head_dim, config.eps)
+        self.o = Linear(shape.heads * shape.head_dim, config.hidden)
+        if shape.donor is None:
+            self.k = Linear(config.hidden, shape.kv_heads * shape.head_dim)
+            self.k_norm = RMSNorm(shape.head_dim, config.eps)
+        if shape.donor is None and not shape.value_is_key:
+            self.v = Linear(config.hidden, shape.kv_heads * shape.head_dim)
+
+    def forward(self, x: Tensor, sequence: Sequence) -> Tensor:
+        """(T, H) -> (T, H)."""
+        shape, angles = self.shape, sequence.angles[self.shape.kind]
+        if shape.donor is None:
+            sequence.memory[shape.index] = self.keys_values(x, angles)
+        keys, values = sequence.memory[shape.index if shape.donor is None else shape.donor]
+        queries = rotate(self.q_norm(self.q(x).unflatten(-1, (shape.heads, shape.head_dim))), angles)
+        out: Tensor = self.o(attend(queries, keys, values, sequence.visible[shape.kind]))
+        return out
+
+    def keys_values(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, normed then rotated, and values, normed without weight: (T, H) -> 2 of (T, K, D)."""
+        heads = (self.shape.kv_heads, self.shape.head_dim)
+        raw_keys = self.k(x).unflatten(-1, heads)
+        raw_values = raw_keys if self.shape.value_is_key else self.v(x).unflatten(-1, heads)
+        return rotate(self.k_norm(raw_keys), angles), rms_normalize(raw_values, self.eps).to(x.dtype)
+
+
+class LayerEmbedding(nn.Module):
+    """Adds what the token means to this layer alone, gated by the stream itself."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate = Linear(config.hidden, config.ple_width)
+        self.project = Linear(config.ple_width, config.hidden)
+        self.norm = RMSNorm(config.hidden, config.eps)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Stream (T, H), embedding (T, W) -> (T, H). The stream is not normed on its way in."""
+        out: Tensor = self.norm(self.project(gelu(self.gate(x)) * embedding))
+        return out
+
+
+class Layer(nn.Module):
+    """One decoder layer."""
+
+    scalar: Tensor
+
+    def __init__(self, config: TextConfig, shape: LayerShape) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden, config.eps)
+        self.attention = Attention(config, shape)
+        self.attention_out_norm = RMSNorm(config.hidden, config.eps)
+        self.feed_forward = FeedForward(config, shape)
+        self.ple = LayerEmbedding(config) if config.ple_width else None
+        self.register_buffer("scalar", torch.empty(1))
+
+    def forward(self, x: Tensor, embedding: Tensor | None, sequence: Sequence) -> Tensor:
+        """(T, H), (T, W) or None -> (T, H)."""
+        x = x + self.attention_out_norm(self.attention(self.attention_norm(x), sequence))
+        x = x + self.feed_forward(x)
+        if self.ple is not None:
+            x = x + self.ple(x, embedding)
+        return x * self.scalar
+
+
+class TokenTables(nn.Module):
+    """The per-layer embeddings of E2B and E4B: one table for all layers, and a projection of the input."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.shape = (len(config.layers), config.ple_width)
+        packed = len(config.layers) * config.ple_width
+        self.table = nn.Parameter(torch.empty(config.ple_vocabulary, packed))
+        self.context = Linear(config.hidden, packed)
+        self.context_norm = RMSNorm(config.ple_width, config.eps)
+
+    def forward(self, token_ids: Tensor, embedded: Tensor) -> Tensor:
+        """Token ids (T,), soft tokens as padding, and the decoder's input (T, H) -> (T, L, W)."""
+        packed = (embedded.shape[0], *self.shape)
+        token = (self.table[token_ids] * rounded(self.shape[1] ** 0.5, self.table)).reshape(packed)
+        context = (self.context(embedded) * embedded.shape[-1] ** -0.5).reshape(packed)
+        out: Tensor = (self.context_norm(context) + token) * 2**-0.5
+        return out
+
+
+class Decoder(nn.Module):
+    """Tokens in, distributions over the next token out."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.empty(config.vocabulary, config.hidden))
+        self.token_tables = TokenTables(config) if config.ple_width else None
+        self.layers = nn.ModuleList(Layer(config, shape) for shape in config.layers)
+        self.norm = RMSNorm(config.hidden, config.eps)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """(T,) -> (T, H), times sqrt(H)."""
+        return self.embedding[token_ids] * rounded(self.config.hidden**0.5, self.embedding)
+
+    def forward(self, token_ids: Tensor, embedded: Tensor, visible: Mapping[str, Tensor], tap: Tap) -> Tensor:
+        """Run all layers and the final norm.
+
+        Args:
+            token_ids: (T,), with padding in place of soft tokens; used by per-layer embeddings only.
+            embedded: (T, H), with soft tokens in place.
+            visible: (T, T) mask of each layer kind.
+            tap: is shown the stream after each layer.
+        """
+        sequence = Sequence(self.angles(embedded), visible)
+        tables = self.token_tables(token_ids, embedded) if self.token_tables is not None else None
+        hidden = embedded
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, None if tables is None else tables[:, index], sequence)
+            tap.record(f"layer.{index}", hidden)
+        out: Tensor = self.norm(hidden)
+        return out
+
+    def angles(self, embedded: Tensor) -> dict[str, Tensor]:
+        """Rotation angles (T, D/2) of each layer kind; positions count soft tokens like any other."""
+        dtype = wide_dtype(embedded.dtype)
+        positions = torch.arange(embedded.shape[0], device=embedded.device, dtype=dtype)
+        head_dims = {shape.kind: shape.head_dim for shape in self.config.layers}
+        ropes = self.config.rope
+        return {
+            kind: rope_angles(positions, ropes[kind].theta, dim, ropes[kind].rotated) for kind, dim in head_dims.items()
+        }
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final hidden states (T, H) -> (T, V), kept within the soft cap by tanh."""
+        return self.config.softcap * torch.tanh(functional.linear(hidden, self.embedding) / self.config.softcap)
+
+
+def rounded(factor: float, like: Tensor) -> Tensor:
+    """A factor rounded to the dtype of a table: in bfloat16 sqrt(3072) is 55.5, not 55.43."""
+    return torch.tensor(factor, dtype=like.dtype, device=like.device)

@@ -1,0 +1,290 @@
+"""What `harness run` and `harness replay` do: plan, generate, run, keep. Layer 3.
+
+Everything that can be refused is refused before anything is written: subjects, models, deviations, the store.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from harness.campaign import Campaign, Fleet, Options, Result, fleet
+from harness.checkpoint import Checkpoint
+from harness.deviations import Deviation, load_deviations
+from harness.environments import resolve, unavailable_because
+from harness.errors import EngineUnavailable, UserError
+from harness.media import thumbnail
+from harness.schema import SCHEMA_VERSION, Capsule, Case, Finding, Property
+from harness.store import RunStore, locked, validated, write_json
+from harness.strategies import cases, generate
+from harness.zoo import NAMES, ensure
+
+ZOO = Path(".harness/zoo")
+DEFAULT_SUBJECTS = ("hf", "vllm", "native")
+THUMBNAIL_PX = 512
+_SEED_STEP = 7_919
+"""Between models; a prime, so that runs with neighbouring seeds share no inputs."""
+
+PROFILES = {"smoke": 75, "ci": 250, "nightly": 2_000}
+"""Profile -> cases in all, spread evenly over the models."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a run, as the user gave it or as the defaults are."""
+
+    models: tuple[str, ...] = NAMES
+    subjects: tuple[str, ...] = DEFAULT_SUBJECTS
+    cases: int = PROFILES["smoke"]
+    seed: int = 0
+    properties: tuple[Property, ...] = Options.properties
+    dtype: str = "float32"
+    device: str = "cpu"
+    timeout_s: float = Options.timeout_s
+    deviations: bool = True
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    @property
+    def options(self) -> Options:
+        """How subjects are run."""
+        return Options(self.dtype, self.device, self.timeout_s, self.properties)
+
+
+def locate(model: str) -> Path:
+    """The checkpoint directory of a model: a zoo name, built at first use, or a path.
+
+    Raises:
+        UserError: neither.
+    """
+    if model in NAMES:
+        return ensure(model, ZOO)
+    directory = Path(model)
+    if not directory.is_dir():
+        raise UserError(f"{model} is neither a zoo model nor a directory; zoo models: {', '.join(NAMES)}")
+    return Checkpoint.open(directory).path
+
+
+def require_available(names: Sequence[str]) -> None:
+    """Refuse subjects that were asked for by name and cannot run here.
+
+    Raises:
+        EngineUnavailable: with the reason.
+    """
+    for subject in resolve(names):
+        if why := unavailable_because(subject):
+            raise EngineUnavailable(f"subject {subject.name} cannot run here: {why}")
+
+
+def generated(plan: Plan) -> list[Case]:
+    """The plan's cases, grouped by model; each model gets inputs of its own, so that more of them are tried."""
+    count = len(plan.models)
+    shares = [plan.cases // count + (k < plan.cases % count) for k in range(count)]
+    return [
+        case
+        for k, (model, share) in enumerate(zip(plan.models, shares, strict=True))
+        if share
+        for case in generate(cases(models=[model]), count=share, seed=plan.seed + _SEED_STEP * k)
+    ]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run tells whoever watches: a stage, or a finished case."""
+
+    stage: Literal["generating", "starting", "case"]
+    done: int
+    total: int
+    text: str = ""
+
+
+Watch = Callable[[Progress], None]
+
+
+def check(plan: Plan) -> None:
+    """Refuse what cannot be run before anything is drawn or written.
+
+    Raises:
+        UserError: an unknown subject, a model that is no checkpoint, a deviation file that is none.
+    """
+    resolve(plan.subjects)
+    for model in plan.models:
+        locate(model)
+    load_deviations()
+
+
+def start(plan: Plan, store: Path, watch: Watch) -> RunStore:
+    """Draw a checked plan's cases and open a run for them."""
+    watch(Progress("generating", 0, plan.cases))
+    return RunStore.create(store, {"plan": plan, "environment": environment()}, generated(plan))
+
+
+def carry_out(run: RunStore, plan: Plan, watch: Watch) -> None:
+    """Run every case that has no rows yet, keeping each result; Ctrl-C keeps what is finished."""
+    with locked(run):
+        run.discard_unfinished_parts()
+        finished = run.finished()
+        remaining = [case for case in run.cases() if case.id not in finished]
+        deviations = load_deviations() if plan.deviations else []
+        with fleet(resolve(plan.subjects), plan.options, run.path / "logs") as workers:
+            watch(Progress("starting", len(finished), len(finished) + len(remaining), ", ".join(plan.subjects)))
+            campaign = Campaign(workers, locate, deviations)
+            keeper = Keeper(run, plan, workers)
+            try:
+                for number, result in enumerate(campaign.run(remaining), start=len(finished) + 1):
+                    keeper.keep(result)
+                    watch(Progress("case", number, len(finished) + len(remaining), result.case.model))
+            finally:
+                _close_header(run, workers, campaign)
+
+
+def _close_header(run: RunStore, workers: Fleet, campaign: Campaign) -> None:
+    header = run.header()
+    subjects = {
+        name: {"engine": name, "version": workers.versions.get(name, {}), "status": "ok", "reason": ""}
+        for name in workers.workers
+    }
+    for name, why in workers.absent.items():
+        subjects[name] = {"engine": name, "version": {}, "status": "unavailable", "reason": why}
+    if campaign.timing.engine_s or "timing" not in header:
+        header |= {"timing": campaign.timing.as_dict(), "subjects": subjects}
+    run.write_header(header)
+
+
+class Keeper:
+    """Writes results to a run: rows at once, and for each finding its smallest example as a capsule."""
+
+    def __init__(self, run: RunStore, plan: Plan, workers: Fleet) -> None:
+        """Keep results of these workers in this run."""
+        self.run, self.plan, self.workers = run, plan, workers
+        self._smallest: dict[str, tuple[int, int, str]] = {}
+
+    def keep(self, result: Result) -> None:
+        """Store one result. Examples first: a row must never point at a capsule that is not there."""
+        for finding in result.findings:
+            size = _size(result.case)
+            if finding.id not in self._smallest or size < self._smallest[finding.id]:
+                self._smallest[finding.id] = size
+                self._keep_example(finding, result)
+        self.run.append(result.rows)
+
+    def _keep_example(self, finding: Finding, result: Result) -> None:
+        subjects = {name: {"engine": name, **self.workers.versions.get(name, {})} for name in self.workers.workers}
+        capsule = Capsule(SCHEMA_VERSION, finding, result.case, subjects, self.plan.dtype, self.plan.device)
+        write_json(self.run.path / "capsules" / f"{finding.id}.json", capsule)
+        self.run.write_arrays(result.case.id, result.arrays)
+        for index, image in enumerate(result.case.images):
+            thumbnail(image, THUMBNAIL_PX).save(self.run.path / "media" / f"{result.case.id}-{index}.png")
+
+
+def _size(case: Case) -> tuple[int, int, str]:
+    """How much there is to look at: fewest images, then shortest text, then a fixed order."""
+    return len(case.images), sum(len(part.text) for part in case.parts), case.id
+
+
+def environment() -> dict[str, Any]:
+    """What the parent process ran on."""
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "hypothesis": metadata.version("hypothesis"),
+        "harness": metadata.version("gemma4-conformance"),
+        "revision": revision.stdout.strip() or "not a git checkout",
+    }
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What became of a finding when its case was run again."""
+
+    name: str
+    status: Literal["FIXED", "FAILED", "NOT COMPARABLE", "NO FINDING", "FINDINGS"]
+    detail: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Still there, or not known to be gone. A known deviation of a case without a capsule is no failure."""
+        if self.status == "FINDINGS":
+            return any(not finding.deviation for finding in self.findings)
+        return self.status in ("FAILED", "NOT COMPARABLE")
+
+
+def replay(
+    wanted: Sequence[tuple[str, Case, Finding | None]], subjects: Sequence[str], options: Options
+) -> Iterator[Replayed]:
+    """Run cases again on warm subjects, grouped by model, and say whether each finding is still there."""
+    deviations = load_deviations()
+    ordered = sorted(wanted, key=lambda entry: entry[1].model)
+    with tempfile.TemporaryDirectory() as logs, fleet(resolve(subjects), options, Path(logs)) as workers:
+        results = Campaign(workers, locate, deviations).run([case for _, case, _ in ordered])
+        for (name, _, finding), result in zip(ordered, results, strict=True):
+            yield _replayed(name, finding, result)
+
+
+def _replayed(name: str, finding: Finding | None, result: Result) -> Replayed:
+    if finding is None:
+        listed = "; ".join(f"{f.signature} {f.detail}" for f in result.findings)
+        status: Any = "FINDINGS" if result.findings else "NO FINDING"
+        return Replayed(name, status, listed, result.findings)
+    same = [f for f in result.findings if f.signature == finding.signature]
+    if same:
+        return Replayed(name, "FAILED", f"{same[0].signature}: {same[0].detail}", result.findings)
+    judged = [
+        v for v in result.verdicts
+        if (v.property, v.stage) == (finding.property, finding.stage) and {v.left, v.right} & set(finding.subjects)
+    ]  # fmt: skip
+    open_questions = [v for v in judged if v.verdict == "not comparable"]
+    if open_questions or (not judged and finding.property != "P2" and finding.stage != "outcome"):
+        why = open_questions[0].reason if open_questions else f"no subject recorded stage {finding.stage}"
+        return Replayed(name, "NOT COMPARABLE", why, result.findings)
+    others = ", ".join(f.signature for f in result.findings)
+    return Replayed(name, "FIXED", f"other findings: {others}" if others else "", result.findings)
+
+
+def plan_of(run: RunStore) -> Plan:
+    """The plan that a run was started with."""
+    return validated(Plan, json.dumps(run.header()["plan"]), f"the plan of run {run.run_id}")
+
+
+def stale_deviations(run: RunStore, plan: Plan) -> list[str]:
+    """Deviations that should have explained a finding of this run and explained none.
+
+    One counts as tried if a case of a model that it names had everything that it requires, and a suspect that its
+    signature names ran in the versions that it names.
+    """
+    if not plan.deviations:
+        return []
+    header = run.header()
+    explained = set(run.frame("findings")["deviation"])
+    ran = [case for case in run.cases() if case.id in run.finished()]
+    return [
+        deviation.name
+        for deviation in load_deviations()
+        if deviation.name not in explained and _was_tried(deviation, ran, header, plan)
+    ]
+
+
+def _was_tried(deviation: Deviation, ran: Sequence[Case], header: dict[str, Any], plan: Plan) -> bool:
+    parts = {part for signature in deviation.signatures for part in signature.split("/")}
+    subjects = parts & header.get("subjects", {}).keys()
+    versions = {k: v for name in subjects for k, v in header["subjects"][name]["version"].items()}
+    return (
+        deviation.always
+        and bool(parts & {*subjects, "reference"})
+        and bool(parts & {*plan.properties})
+        and any(deviation.applies(case, versions, plan.device) for case in ran)
+    )

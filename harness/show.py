@@ -1,0 +1,123 @@
+"""Results as a person reads them in a terminal. Layer 4: Rich tables only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.deviations import Deviation
+from harness.doctor import Examined, Verified
+from harness.schema import PROPERTIES
+from harness.session import Replayed
+from reports.frames import VERDICTS, Frames, agreement
+
+_MARKS = dict(zip(VERDICTS, ("[green]{} agree[/]", "[red]{} differ[/]", "[dim]{} n/c[/]"), strict=True))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def run(console: Console, frames: Frames, document: dict[str, Any], stale: Sequence[str], page: Path) -> None:
+    """The agreement matrix, the findings, what to do next."""
+    console.print(_matrix(frames))
+    if document["findings"]:
+        console.print(_findings(document["findings"]))
+    absent = {name: s["reason"] for name, s in document["subjects"].items() if s["status"] != "ok"}
+    for name, reason in absent.items():
+        console.print(f"[yellow]{name} did not run:[/] {escape(reason)}")
+    for name in stale:
+        console.print(f"[yellow]deviation {name} no longer holds:[/] its cases ran and agreed; remove it")
+    timing = document["timing"]
+    unexpected = sum(entry["unexpected_cases"] > 0 for entry in document["findings"])
+    console.print(
+        f"{document['cases']} cases in {timing['wall_s']:.1f} s, {timing['startup_s']:.1f} s of it starting engines; "
+        f"[bold]{unexpected} unexpected[/], {len(document['findings']) - unexpected} known findings"
+    )
+    console.print(f"run {document['run_id']}; page:", style="dim")
+    console.print(str(page), soft_wrap=True)
+
+
+def _matrix(frames: Frames) -> Table:
+    table = _table("Agreement (verdicts)", "pair", *PROPERTIES)
+    for pair, row in agreement(frames).iterrows():
+        cells = [
+            ", ".join(_MARKS[kind].format(row[prop, kind]) for kind in VERDICTS if row[prop, kind])
+            for prop in PROPERTIES
+        ]
+        table.add_row(escape(str(pair)), *cells)
+    table.caption = "; ".join(f"{name} {promise}" for name, promise in PROPERTIES.items())
+    return table
+
+
+def _findings(findings: Sequence[dict[str, Any]]) -> Table:
+    table = _table("Findings", "suspect", "what", "model", "cases", "measured", "known as", "replay")
+    for entry in findings:
+        measured = "" if entry["measured"] is None else f"{entry['measured']:.3g} {entry['unit']}"
+        limit = "" if entry["limit"] is None else f" (limit {entry['limit']:g})"
+        known = f"[dim]{entry['deviation']}[/]" if entry["deviation"] else "[bold red]unexpected[/]"
+        words = (entry["suspect"], entry["signature"], entry["model"], entry["cases"], measured + limit)
+        table.add_row(*(escape(str(word)) for word in words), known, escape(f"harness replay {entry['example']}"))
+    return table
+
+
+def replayed(console: Console, results: Sequence[Replayed]) -> None:
+    """One line a capsule."""
+    colours = {"FIXED": "green", "NO FINDING": "green", "FAILED": "red", "FINDINGS": "red", "NOT COMPARABLE": "yellow"}
+    for entry in results:
+        colour = colours[entry.status]
+        console.print(f"[{colour}]{entry.status}[/] {escape(entry.name)} {escape(entry.detail)}", soft_wrap=True)
+
+
+def subjects(console: Console, examined: Sequence[Examined]) -> None:
+    """Which subjects run here."""
+    table = _table("Subjects", "subject", "runs here", "versions, or why not")
+    for entry in examined:
+        words = entry.reason or ", ".join(f"{name} {version}" for name, version in entry.versions.items())
+        table.add_row(entry.name, "[red]no[/]" if entry.reason else "[green]yes[/]", escape(words))
+    console.print(table)
+
+
+def verified(console: Console, results: Sequence[Verified]) -> None:
+    """How checkpoints arrived in subjects."""
+    table = _table(
+        "Checkpoints", "model", "subject", "missing", "unexpected", "re-initialised", "not used", "load_s", ""
+    )
+    for entry in results:
+        report = entry.report
+        lists = (report.missing, report.unexpected, report.reinitialised, report.unused)
+        verdict = "[green]sound[/]" if entry.sound else f"[red]{escape(entry.reason or _first(lists))}[/]"
+        table.add_row(
+            entry.model, entry.subject, *(str(len(names)) for names in lists), f"{report.load_s:.2f}", verdict
+        )
+    console.print(table)
+
+
+def _first(lists: Sequence[Sequence[str]]) -> str:
+    return next((names[0] for names in lists if names), "")
+
+
+def zoo(console: Console, described: Sequence[dict[str, Any]]) -> None:
+    """What the tiny checkpoints are."""
+    table = _table("Zoo", *described[0])
+    for entry in described:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in entry.values()))
+    console.print(table)
+
+
+def deviations(console: Console, known: Sequence[Deviation]) -> None:
+    """What is expected to differ."""
+    table = _table("Known deviations", "name", "signatures", "models", "versions", "cause", "link")
+    for entry in known:
+        versions = ", ".join(f"{name} {spec}" for name, spec in entry.versions.items())
+        words = (entry.name, ", ".join(entry.signatures), ", ".join(entry.models), versions, entry.cause, entry.link)
+        table.add_row(*map(escape, words))
+    console.print(table)

@@ -1,0 +1,263 @@
+"""Runs on disk. Layer 1.
+
+    <store>/<run_id>/
+        run.json            what was asked, versions, seeds; rewritten when the run ends
+        cases.json          every generated case, before the first one runs
+        parts/000001/       rows of a few finished cases, one Parquet file a table
+        capsules/<id>.json  one per finding, replayable anywhere
+        media/<case>-<k>.png, arrays/<case>.safetensors   what a page shows of a finding's example
+
+A part is written beside its place and renamed into it, whole tables at once, so a run that is killed has every
+row of a case or none, and resuming neither loses nor doubles one. Nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+from safetensors.numpy import load_file, save_file
+
+from harness.errors import UserError
+from harness.schema import SCHEMA_VERSION, Capsule, Case
+
+DEFAULT_STORE = Path(".harness/store")
+
+_TEXT, _REAL, _WHOLE, _FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+_KEYS = {"case_id": _TEXT, "model": _TEXT}
+_PAIR = {"left": _TEXT, "right": _TEXT}
+_MEASURE = {"measured": _REAL, "limit": _REAL, "unit": _TEXT}
+TABLES = {
+    "cases": {**_KEYS, "form": _TEXT, "max_soft_tokens": _WHOLE, "images": _WHOLE, "expanded": _FLAG, "case": _TEXT},
+    "images": {
+        **_KEYS,
+        **dict.fromkeys(("index", "width_px", "height_px", "max_soft_tokens", "reference", "contract"), _WHOLE),
+        "mode": _TEXT,
+        "pattern": _TEXT,
+    },
+    "observations": {
+        **_KEYS,
+        **dict.fromkeys(("subject", "outcome", "message", "signature", "counts", "digests"), _TEXT),
+        "tokens": _WHOLE,
+        "engine_s": _REAL,
+    },
+    "verdicts": {**_KEYS, "property": _TEXT, "stage": _TEXT, **_PAIR, "verdict": _TEXT, **_MEASURE, "reason": _TEXT},
+    "divergences": {
+        **_KEYS,
+        **_PAIR,
+        "role": _TEXT,
+        "n": _WHOLE,
+        **dict.fromkeys(("mean", "p50", "p99", "p99_9", "max", "js_mean", "js_max", "same_top1"), _REAL),
+    },
+    "findings": {
+        **_KEYS,
+        **dict.fromkeys(("id", "signature", "property", "stage", "subjects", "suspect", "detail", "deviation"), _TEXT),
+        **_MEASURE,
+    },
+}
+"""Tables and their columns. `counts`, `digests`, `subjects` and `case` hold JSON."""
+
+T = TypeVar("T")
+
+_WORDS: dict[Any, str] = {Capsule: "capsule", list[Case]: "list of cases"}
+
+
+def validated(kind: type[T], text: str | bytes, source: str) -> T:
+    """JSON from outside as one of the harness's own dataclasses.
+
+    Raises:
+        UserError: what the text holds instead; the message names its source and the first offending field.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{source} is no valid {_WORDS.get(kind, 'JSON object')}: {where}: {first['msg']}") from error
+
+
+def read_capsule(path: Path) -> Capsule:
+    """A capsule from a file.
+
+    Raises:
+        UserError: the file cannot be read, is no capsule, or is of another schema version.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read capsule {path}: {error.strerror}") from error
+    capsule = validated(Capsule, text, str(path))
+    if capsule.schema != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema {capsule.schema}; this harness reads {SCHEMA_VERSION}: replay it with the release it names"
+        )
+    return capsule
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON: dataclasses as objects, and no NaN or infinity, which JSON cannot say."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """One run's directory."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @classmethod
+    def create(cls, store: Path, header: Mapping[str, Any], cases: Sequence[Case]) -> RunStore:
+        """A new run.
+
+        Raises:
+            UserError: the store cannot be written.
+        """
+        started = datetime.now(UTC)
+        run = cls(store / f"{started:%Y%m%d-%H%M%S}-{os.getpid()}")
+        try:
+            for name in ("parts", "capsules", "media", "arrays", "logs"):
+                (run.path / name).mkdir(parents=True)
+            write_json(run.path / "cases.json", cases)
+            run.write_header({**header, "started": started.isoformat(timespec="seconds")})
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the store {store}: {error.strerror}; choose another with --store"
+            ) from error
+        return run
+
+    @classmethod
+    def open(cls, store: Path, run_id: str) -> RunStore:
+        """A run that exists.
+
+        Raises:
+            UserError: there is none of that name, or it is of another schema version.
+        """
+        run = cls(store / run_id)
+        if not (run.path / "run.json").is_file():
+            known = ", ".join(r.run_id for r in runs(store)[-3:]) or "none"
+            raise UserError(f"no run {run_id} in {store}; the latest: {known}")
+        found = run.header().get("schema")
+        if found != SCHEMA_VERSION:
+            raise UserError(f"run {run_id} has schema {found}; this harness reads {SCHEMA_VERSION}: run it again")
+        return run
+
+    def header(self) -> dict[str, Any]:
+        """What was asked, versions, seeds, and, once it ended, the timing."""
+        path = self.path / "run.json"
+        return validated(dict[str, Any], path.read_bytes(), str(path))
+
+    def write_header(self, header: Mapping[str, Any]) -> None:
+        """Replace the header."""
+        write_json(self.path / "run.json", {"schema": SCHEMA_VERSION, "run_id": self.run_id, **header})
+
+    def cases(self) -> list[Case]:
+        """Every case of the run, finished or not."""
+        path = self.path / "cases.json"
+        return list(validated(list[Case], path.read_bytes(), str(path)))
+
+    def append(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Add the rows of whole cases, all tables or none."""
+        parts = self.path / "parts"
+        number = 1 + max((int(p.name) for p in parts.iterdir() if p.name.isdigit()), default=0)
+        beside = parts / f".{number:06d}-{os.getpid()}"
+        beside.mkdir()
+        for table, entries in rows.items():
+            if entries:
+                columns = pa.schema(TABLES[table])
+                pq.write_table(pa.Table.from_pylist(list(entries), columns), beside / f"{table}.parquet")
+        beside.rename(parts / f"{number:06d}")
+
+    def frame(self, table: str) -> pd.DataFrame:
+        """A whole table; empty where the run has no such row."""
+        files = [str(path) for path in sorted(self.path.glob(f"parts/[0-9]*/{table}.parquet"))]
+        if not files:
+            return pd.DataFrame(columns=list(TABLES[table]))
+        with duckdb.connect() as connection:
+            return connection.read_parquet(files, union_by_name=True).df()
+
+    def finished(self) -> set[str]:
+        """Ids of the cases that have their rows."""
+        return set(self.frame("cases")["case_id"])
+
+    def discard_unfinished_parts(self) -> None:
+        """Remove what a killed run was writing."""
+        for leftover in (self.path / "parts").glob(".*"):
+            shutil.rmtree(leftover)
+
+    def write_arrays(self, case_id: str, arrays: Mapping[str, Any]) -> None:
+        """Per-position arrays of an example."""
+        save_file(dict(arrays), self.path / "arrays" / f"{case_id}.safetensors")
+
+    def read_arrays(self, case_id: str) -> dict[str, Any]:
+        """Per-position arrays of an example; empty if none were kept."""
+        path = self.path / "arrays" / f"{case_id}.safetensors"
+        return dict(load_file(path)) if path.is_file() else {}
+
+
+def runs(store: Path) -> list[RunStore]:
+    """The runs of a store, oldest first."""
+    return [RunStore(path.parent) for path in sorted(store.glob("*/run.json"))]
+
+
+def find_case(store: Path, case_id: str) -> Case:
+    """A case by its id, from the newest run that has it.
+
+    Raises:
+        UserError: no run of the store has it.
+    """
+    for run in reversed(runs(store)):
+        for case in run.cases():
+            if case.id == case_id:
+                return case
+    raise UserError(f"no case {case_id} in {store}, and no file of that name: give a capsule's path or a case id")
+
+
+@contextlib.contextmanager
+def locked(run: RunStore) -> Iterator[None]:
+    """Hold a run against a second writer; the lock goes with the process, however that ends.
+
+    Raises:
+        UserError: another process is writing this run.
+    """
+    import fcntl
+
+    with (run.path / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"run {run.run_id} is being written by another process") from error
+        yield

@@ -1,0 +1,68 @@
+"""The conformance suite's view of a campaign: examine a case, require a property. Layer 4; used by conftest.py."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.campaign import Campaign, Fleet, Options, Result
+from harness.deviations import load_deviations
+from harness.environments import resolve
+from harness.schema import Case, Finding, Property
+from harness.session import locate
+
+
+class Suite:
+    """Warm subjects for a whole test session, and which deviations explained something."""
+
+    def __init__(self, subjects: Sequence[str], options: Options) -> None:
+        """Describe the subjects; their processes start with the first case."""
+        self.options = options
+        self._logs = tempfile.TemporaryDirectory()
+        self._fleet = Fleet(resolve(subjects), options, Path(self._logs.name))
+        self._campaign = Campaign(self._fleet, locate, load_deviations())
+        self.explained: list[Finding] = []
+        self._applied: set[str] = set()
+        self._explained_by: set[str] = set()
+
+    def examine(self, case: Case) -> Result:
+        """Run one case through every subject and compare."""
+        (result,) = self._campaign.run([case])
+        versions = {k: v for found in self._fleet.versions.values() for k, v in found.items()}
+        for deviation in self._campaign.deviations:
+            if deviation.always and deviation.applies(case, versions, self.options.device):
+                self._applied.add(deviation.name)
+        return result
+
+    def require(self, result: Result, prop: Property) -> None:
+        """Fail on a finding of this property that no deviation explains; remember those that one explains.
+
+        Raises:
+            AssertionError: what was measured, the limit, and the suspect.
+        """
+        found = [finding for finding in result.findings if finding.property == prop]
+        unexpected = [finding for finding in found if not finding.deviation]
+        assert not unexpected, "\n".join(_message(finding, result.case) for finding in unexpected)
+        self.explained += found
+        self._explained_by.update(finding.deviation for finding in found)
+
+    def take_explained(self) -> list[Finding]:
+        """The explained findings since the last call."""
+        taken, self.explained = self.explained, []
+        return taken
+
+    @property
+    def stale(self) -> list[str]:
+        """Deviations whose cases ran and agreed, as far as any property was required."""
+        return sorted(self._applied - self._explained_by)
+
+    def close(self) -> None:
+        """End the subjects."""
+        self._fleet.close()
+        self._logs.cleanup()
+
+
+def _message(finding: Finding, case: Case) -> str:
+    measured = "" if finding.measured is None else f"{finding.measured:.6g} {finding.unit}, limit {finding.limit:g}; "
+    return f"{finding.signature}: {measured}{finding.detail} [suspect {finding.suspect}, case {case.id}: {case}]"

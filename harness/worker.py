@@ -1,0 +1,107 @@
+"""One engine in one process: reads JSON lines, runs them, answers in JSON lines. Layer 3.
+
+    python -m harness.worker hf
+
+Arrays travel beside the pipe as safetensors files in shared memory: images in, stages out. No pickle anywhere:
+a case from a stranger must never run code. This file needs only the standard library, numpy and safetensors
+beside its engine, so that it can be dropped into the environment of any release.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors.numpy import load_file, save_file
+
+from harness.engines import create
+from harness.engines.base import Array, Engine, Recording, Rejected
+from harness.schema import Observation, Request, error_signature
+
+
+def digest(array: Array) -> str:
+    """Sixteen hex digits over type, shape and bytes."""
+    header = f"{array.dtype}{array.shape}".encode()
+    return hashlib.blake2b(array.tobytes(), key=header[:64], digest_size=8).hexdigest()
+
+
+class Server:
+    """Answers one message at a time; an error of the engine is an answer, never the end of the process."""
+
+    def __init__(self, subject: str, engine: Engine) -> None:
+        """Serve `engine` under the name `subject`."""
+        self.subject, self.engine = subject, engine
+
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The reply to a message of kind `hello`, `load` or `run`."""
+        kind = message.pop("kind")
+        if kind == "hello":
+            return {"pid": os.getpid(), "versions": self.engine.versions()}
+        if kind == "load":
+            return self._load(**message)
+        return dataclasses.asdict(self._run(Request(**message)))
+
+    def _load(self, checkpoint: str, **options: Any) -> dict[str, Any]:
+        started = time.perf_counter()
+        try:
+            report = self.engine.load(Path(checkpoint), **options)
+        except Exception as error:
+            traceback.print_exc()
+            return {"error": f"{type(error).__name__}: {error}"}
+        return dataclasses.asdict(dataclasses.replace(report, load_s=time.perf_counter() - started))
+
+    def _run(self, request: Request) -> Observation:
+        observation = Observation(case_id=request.case_id, subject=self.subject, outcome="ok")
+        started = time.perf_counter()
+        try:
+            recording = self.engine.run(request, _images(request.images_path))
+        except Exception as error:
+            if not isinstance(error, Rejected):
+                traceback.print_exc()
+            text = str(error) if isinstance(error, Rejected) else f"{type(error).__name__}: {error}"
+            return dataclasses.replace(
+                observation,
+                outcome="rejected" if isinstance(error, Rejected) else "crashed",
+                message=text[:2000],
+                signature=error_signature(text),
+                engine_s=time.perf_counter() - started,
+            )
+        engine_s = time.perf_counter() - started
+        return dataclasses.replace(observation, engine_s=engine_s, **_written(recording, request.arrays_path))
+
+
+def _images(path: str) -> list[Array]:
+    arrays = load_file(path) if path else {}
+    return [arrays[f"image.{index}"] for index in range(len(arrays))]
+
+
+def _written(recording: Recording, path: str) -> dict[str, Any]:
+    save_file(recording.arrays, path)
+    digests = {stage: digest(array) for stage, array in recording.arrays.items()}
+    return {"counts": recording.counts, "digests": digests, "arrays_path": path}
+
+
+def serve(server: Server, source: BinaryIO, sink: BinaryIO) -> None:
+    """Answer until the other side closes its end."""
+    for line in source:
+        sink.write(json.dumps(server.answer(json.loads(line))).encode() + b"\n")
+        sink.flush()
+
+
+def main() -> None:
+    """Engines print; so messages keep the real standard output and prints go to standard error."""
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    subject, engine = sys.argv[1:3]
+    serve(Server(subject, create(engine)), sys.stdin.buffer, sink)
+
+
+if __name__ == "__main__":
+    main()

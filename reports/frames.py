@@ -1,0 +1,112 @@
+"""A run as pandas frames, and the summaries that the command line, the JSON file and the pages share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import UserError
+from harness.schema import PROPERTIES
+from harness.store import RunStore, runs
+
+VERDICTS = ("agree", "differ", "not comparable")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """One run: its header, and one frame a table of the store."""
+
+    run: RunStore
+    header: dict[str, Any]
+    cases: pd.DataFrame
+    images: pd.DataFrame
+    observations: pd.DataFrame
+    verdicts: pd.DataFrame
+    divergences: pd.DataFrame
+    findings: pd.DataFrame
+
+
+def load(store: Path, run_id: str | None = None) -> Frames:
+    """A run of a store, the newest unless named.
+
+    Raises:
+        UserError: the store has no such run.
+    """
+    known = runs(store)
+    if run_id is None and not known:
+        raise UserError(f"no run in {store}; `harness run` makes one")
+    return load_run(RunStore.open(store, run_id or known[-1].run_id))
+
+
+def load_run(run: RunStore) -> Frames:
+    """A run's frames."""
+    tables = ("cases", "images", "observations", "verdicts", "divergences", "findings")
+    return Frames(run, run.header(), **{table: run.frame(table) for table in tables})
+
+
+def agreement(frames: Frames) -> pd.DataFrame:
+    """Verdicts counted: one row a pair of subjects (or one subject by itself), columns (property, verdict)."""
+    verdicts = frames.verdicts
+    pair = verdicts["left"].where(verdicts["left"] == verdicts["right"], verdicts["left"] + " - " + verdicts["right"])
+    counted = verdicts.assign(pair=pair).groupby(["pair", "property", "verdict"], sort=False).size()
+    columns = pd.MultiIndex.from_product([PROPERTIES, VERDICTS], names=["property", "verdict"])
+    return counted.unstack(["property", "verdict"], fill_value=0).reindex(columns=columns, fill_value=0)
+
+
+def grouped_findings(frames: Frames) -> list[dict[str, Any]]:
+    """Findings by signature and model, unexpected ones first: how many cases, the worst, and the kept example."""
+    grouped = []
+    for finding_id, rows in frames.findings.groupby("id", sort=False):
+        worst = rows.loc[rows["measured"].fillna(-1.0).idxmax()]
+        capsule = frames.run.path / "capsules" / f"{finding_id}.json"
+        example = json.loads(capsule.read_text(encoding="utf-8"))["finding"]
+        unexplained = rows[rows["deviation"] == ""]
+        grouped.append(
+            {
+                **{k: example[k] for k in ("id", "signature", "property", "stage", "subjects", "suspect", "model")},
+                "cases": len(rows),
+                "example": example["case_id"],
+                "measured": None if pd.isna(worst["measured"]) else float(worst["measured"]),
+                "limit": example["limit"],
+                "unit": example["unit"],
+                "detail": example["detail"],
+                "deviation": "" if len(unexplained) else example["deviation"],
+                "unexpected_cases": len(unexplained),
+                "replay": f"uv run harness replay {capsule}",
+            }
+        )
+    return sorted(grouped, key=lambda entry: (entry["deviation"] != "", entry["signature"], entry["model"]))
+
+
+def reasons_not_comparable(frames: Frames) -> list[tuple[str, int]]:
+    """Why verdicts are not comparable, most frequent first."""
+    rows = frames.verdicts[frames.verdicts["verdict"] == "not comparable"]
+    return [(str(reason), int(count)) for reason, count in rows["reason"].value_counts().items()]
+
+
+def kl_maxima(frames: Frames) -> pd.DataFrame:
+    """The largest KL in nats of each case and pair, with the limit it was judged by and whether it has an image."""
+    whole = frames.divergences[frames.divergences["role"] == "all"]
+    judged = frames.verdicts[(frames.verdicts["property"] == "P6") & (frames.verdicts["stage"] == "hidden")]
+    keys = ["case_id", "left", "right"]
+    merged = whole.merge(judged[[*keys, "limit"]].drop_duplicates(keys), on=keys, how="left")
+    with_image = frames.cases.loc[frames.cases["images"] > 0, "case_id"]
+    return merged.assign(has_image=merged["case_id"].isin(with_image))
+
+
+def document(frames: Frames) -> dict[str, Any]:
+    """What `harness run --json` writes: docs/json.md lists the fields."""
+    counted = frames.verdicts["verdict"].value_counts()
+    return {
+        "schema": frames.header["schema"],
+        "run_id": frames.run.run_id,
+        "cases": len(frames.cases),
+        "subjects": frames.header.get("subjects", {}),
+        "verdicts": {name.replace(" ", "_"): int(counted.get(name, 0)) for name in VERDICTS},
+        "findings": grouped_findings(frames),
+        "timing": frames.header.get("timing", {}),
+    }
