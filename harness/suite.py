@@ -33,6 +33,7 @@ class Suite:
         for deviation in self._campaign.deviations:
             if deviation.always and deviation.applies(case, versions, self.options.device):
                 self._applied.add(deviation.name)
+        self._explained_by.update(finding.deviation for finding in result.findings)
         return result
 
     def require(self, result: Result, prop: Property) -> None:
@@ -45,7 +46,6 @@ class Suite:
         unexpected = [finding for finding in found if not finding.deviation]
         assert not unexpected, "\n".join(_message(finding, result.case) for finding in unexpected)
         self.explained += found
-        self._explained_by.update(finding.deviation for finding in found)
 
     def take_explained(self) -> list[Finding]:
         """The explained findings since the last call."""
@@ -54,7 +54,7 @@ class Suite:
 
     @property
     def stale(self) -> list[str]:
-        """Deviations whose cases ran and agreed, as far as any property was required."""
+        """Deviations that applied to a case of this session and explained nothing in any."""
         return sorted(self._applied - self._explained_by)
 
     def close(self) -> None:

@@ -47,6 +47,7 @@ class Limits:
     kl_nats: float
     logprob_nats: float
     feature_relative: float
+    pixel_absolute: float
 
     @classmethod
     def of(cls, dtype: str) -> Limits:
@@ -55,9 +56,10 @@ class Limits:
 
 
 _LIMITS = {
-    "float32": Limits(kl_nats=1e-5, logprob_nats=1e-3, feature_relative=1e-4),
-    "bfloat16": Limits(kl_nats=0.2, logprob_nats=0.25, feature_relative=0.1),
-    "float16": Limits(kl_nats=0.02, logprob_nats=0.05, feature_relative=0.02),
+    "float32": Limits(kl_nats=1e-5, logprob_nats=1e-4, feature_relative=1e-5, pixel_absolute=0.0),
+    # vLLM rounds pixels to the compute type: half a unit in the last place of [0.5, 1].
+    "bfloat16": Limits(kl_nats=2.0, logprob_nats=0.15, feature_relative=0.06, pixel_absolute=2**-9),
+    "float16": Limits(kl_nats=0.7, logprob_nats=0.025, feature_relative=0.004, pixel_absolute=2**-12),
 }
 
 

@@ -1,7 +1,7 @@
 """P7: what the vision front end makes of each image, stage by stage.
 
-`pixels` and `positions` come from resizing and patching, and must be identical: the largest absolute difference,
-limit 0 (pixels in [0, 1]; positions in patches). `mm_features` are the rows that enter the language model: the
+`pixels` and `positions` come from resizing and patching: the largest absolute difference. Positions, in patches, must
+be identical; pixels, in [0, 1], too, but for rounding to a reduced compute type. `mm_features` are the rows that enter the language model: the
 largest relative error of a row, ||left - right|| / ||left|| in the Euclidean norm. Row 0 of each image has a
 verdict of its own (`mm_features.first`), because padding that leaks lands there.
 """
@@ -12,30 +12,40 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from harness.comparators.base import Array, Context, Side, judge
+from harness.comparators.base import Array, Context, Limits, Side, judge
 from harness.schema import Case, Verdict
 
-_LIMIT_0_STAGES = {"pixels": "of [0, 1]", "positions": "patches"}
+_INPUT_STAGES = {"pixels": "of [0, 1]", "positions": "patches"}
 
 
 def compare(case: Case, left: Side, right: Side, context: Context) -> list[Verdict]:
     """Verdicts at `pixels`, `positions`, `mm_features.first` and `mm_features`; none without an image."""
-    return list(_verdicts(len(case.images), left, right, context.limits.feature_relative)) if case.images else []
+    return list(_verdicts(len(case.images), left, right, context.limits)) if case.images else []
 
 
-def _verdicts(images: int, left: Side, right: Side, limit: float) -> Iterator[Verdict]:
+def _verdicts(images: int, left: Side, right: Side, limits: Limits) -> Iterator[Verdict]:
     pair = left.name, right.name
-    for stage in (*_LIMIT_0_STAGES, "mm_features"):
+    for stage in (*_INPUT_STAGES, "mm_features"):
         paired = _paired(stage, images, left, right)
         if isinstance(paired, str):
             yield Verdict("P7", stage, *pair, "differ", reason=paired)
-        elif stage in _LIMIT_0_STAGES:
+        elif stage in _INPUT_STAGES:
             worst = max(_largest_gap(a, b) for a, b in paired)
-            yield judge("P7", stage, pair, worst, 0.0, _LIMIT_0_STAGES[stage])
+            limit = limits.pixel_absolute if stage == "pixels" else 0.0
+            yield judge("P7", stage, pair, worst, limit, _INPUT_STAGES[stage])
         else:
             errors = [relative_row_errors(a, b) for a, b in paired]
-            yield judge("P7", "mm_features.first", pair, max(e[0] for e in errors), limit, "relative error")
-            yield judge("P7", stage, pair, max(e.max() for e in errors), limit, "relative error")
+            yield judge(
+                "P7",
+                "mm_features.first",
+                pair,
+                float(max(e[0] for e in errors)),
+                limits.feature_relative,
+                "relative error",
+            )
+            yield judge(
+                "P7", stage, pair, float(max(e.max() for e in errors)), limits.feature_relative, "relative error"
+            )
 
 
 def _paired(stage: str, images: int, left: Side, right: Side) -> list[tuple[Array, Array]] | str:

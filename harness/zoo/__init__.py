@@ -1,6 +1,7 @@
 """Tiny random checkpoints of the five published Gemma 4 variants, in the published file layout.
 
-`ensure(name, root)` gives a directory that an engine can be pointed at. Files are the same bytes wherever they are built.
+`ensure(name, root)` gives a directory that an engine can be pointed at. Files are the same bytes wherever they are
+built.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ __all__ = ["NAMES", "build", "describe", "ensure", "recipe_digest"]
 NAMES: tuple[str, ...] = tuple(CONFIGS)
 RECIPE_FILE = "recipe.sha256"
 WEIGHTS_FILE = "model.safetensors"
-# Read on import: a process that runs on after an edit must record the code that it holds, not the code that is on disk by then.
+# Read on import: a process that runs on after an edit must record the code that it holds, not the code that is on disk
+# by then.
 _VALUES_SOURCE = (Path(__file__).parent / "values.py").read_text(encoding="utf-8")
 
 
 def build(name: str, root: Path, *, force: bool = False) -> Path:
-    """Write checkpoint `name` to `root / name` unless it is there already, of this recipe; `force` writes it in any case.
+    """Write checkpoint `name` to `root / name` unless one of this recipe is there; `force` writes it in any case.
 
-    Safe when several processes build the same one at once: each writes a directory of its own beside the target and renames it, and
-    whoever comes second finds the target done.
+    Safe when several processes build the same one at once: each writes a directory of its own beside the target and
+    renames it, and whoever comes second finds the target done.
     """
     target = Path(root) / name
     digest = recipe_digest(name)
@@ -50,7 +52,7 @@ def ensure(name: str, root: Path) -> Path:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a checkpoint holds: architecture, layers, hidden size, vocabulary entries, tensors, parameters, bytes of weights."""
+    """What a checkpoint holds: architecture, sizes, numbers of tensors and parameters, bytes of weights."""
     text = config(name)["text_config"]
     table = _tensors(name)
     parameters = sum(tensor.parameters for tensor in table)
@@ -67,7 +69,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def recipe_digest(name: str) -> str:
-    """SHA-256, in hex, of all that decides the files of a checkpoint: text files, tensor table, and the code that makes the values."""
+    """SHA-256, in hex, of all that decides a checkpoint: text files, tensor table, the code that makes the values."""
     parts = [f"{file}\0{text}" for file, text in sorted(text_files(name).items())]
     parts += [repr(tensor) for tensor in _tensors(name)]
     return hashlib.sha256("\0".join([name, *parts, _VALUES_SOURCE]).encode()).hexdigest()
@@ -93,7 +95,7 @@ def _write(name: str, directory: Path, digest: str) -> None:
 
 
 def _install(written: Path, target: Path, digest: str, *, force: bool) -> None:
-    """Rename `written` to `target`; a directory cannot replace a full one, so an outdated target is moved out of the way first."""
+    """Rename `written` to `target`; a directory cannot replace a full one, so an outdated target moves away first."""
     while force or not _is_current(target, digest):
         try:
             written.rename(target)

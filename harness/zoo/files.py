@@ -100,8 +100,8 @@ def generation_config(name: str) -> dict[str, Any]:
 def chat_template(name: str) -> str:
     """Text of `chat_template.jinja`.
 
-    The E-series has the launch form, blank lines around images and videos; the large models have the later form, bare media, and
-    open their answer with an empty thought.
+    The E-series has the launch form, blank lines around images and videos; the large models have the later form, bare
+    media, and open their answer with an empty thought.
     """
     template = (DATA_DIR / "chat_template.jinja").read_text(encoding="utf-8")
     gap, thought = ("''", r"'<|channel>thought\n<channel|>'") if _is_large(name) else (r"'\n\n'", "''")

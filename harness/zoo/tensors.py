@@ -1,8 +1,9 @@
 """Names and shapes of every tensor of a published checkpoint, from its `config.json` alone.
 
 Shape letters: V vocabulary, H text hidden, I text intermediate, L layers, P per-layer input width, E experts, M expert
-intermediate, D head size of one layer; Hv, Iv vision; Ha audio. Weights of linear layers are (out, in). Names follow the tensor lists of
-the published E2B and 31B files, read whole; with published sizes these tables give their tensor and parameter counts.
+intermediate, D head size of one layer; Hv, Iv vision; Ha audio. Weights of linear layers are (out, in). Names follow
+the tensor lists of the published E2B and 31B files, read whole; with published sizes these tables give their tensor and
+parameter counts.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def _mlp_widening(text: Config, index: int) -> int:
 
 
 def _text_attention(text: Config, *, full: bool) -> Iterator[Tensor]:
-    # Layers that reuse an earlier layer's keys and values carry their own all the same: published files have them in every layer.
+    # Layers that reuse an earlier layer's keys and values carry their own all the same: published files have them in
+    # every layer.
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     head_dim = text["global_head_dim"] if full else text["head_dim"]
     keys_are_values = full and text["attention_k_eq_v"]

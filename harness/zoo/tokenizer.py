@@ -1,8 +1,9 @@
 """A 576-entry tokenizer with the published structure: byte-fallback BPE, special tokens in the published order.
 
-The published vocabulary has 262,144 entries: pad, eos, bos, unk and mask, the turn and tool markers, newlines, 256 byte tokens, pieces,
-and the media placeholders behind nearly everything else. The tiny one keeps that order. Any text without U+2581 survives a round trip,
-because a character that is no piece is written as its UTF-8 bytes; U+2581 itself comes back as a space, there as here.
+The published vocabulary has 262,144 entries: pad, eos, bos, unk and mask, the turn and tool markers, newlines, 256 byte
+tokens, pieces, and the media placeholders behind nearly everything else. The tiny one keeps that order. Any text
+without U+2581 survives a round trip, because a character that is no piece is written as its UTF-8 bytes; U+2581 itself
+comes back as a space, there as here.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _entries() -> list[str]:
     entries = [*CONTROL_TOKENS, *NEWLINES, *_pieces(), *MEDIA_OPENERS, *between, *MEDIA_TOKENS, *behind]
     if len(entries) != VOCAB_SIZE:
         raise ValueError(
-            f"the vocabulary has {len(entries)} entries: change UNUSED_BETWEEN or merges.txt so that it has {VOCAB_SIZE}"
+            f"the vocabulary has {len(entries)} entries: change UNUSED_BETWEEN or merges.txt to make it {VOCAB_SIZE}"
         )
     return entries
 
@@ -62,8 +63,9 @@ def tokenizer_json() -> str:
     """Text of `tokenizer.json`; no post-processor, because the chat template writes `<bos>` itself."""
     to_spaces = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
     model = {
-        "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None, "end_of_word_suffix": None,
-        "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": TOKEN_IDS, "merges": _merges(),
+        "type": "BPE", "dropout": None, "unk_token": "<unk>",
+        "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
+        "byte_fallback": True, "ignore_merges": False, "vocab": TOKEN_IDS, "merges": _merges(),
     }  # fmt: skip
     document = {
         "version": "1.0",

@@ -1,11 +1,13 @@
 """Values of the tiny tensors: far from every identity, and the same bytes on every machine.
 
-Each tensor has a random stream of its own, keyed by checkpoint and tensor name, so that adding one changes no other. The draw is made of
-integers (a sum of four 16-bit numbers of a Philox counter) and one float32 multiplication: unlike a library's normal deviates it does not
-depend on a mathematical library or on a release. It is nearly normal and never beyond 3.47 standard deviations.
+Each tensor has a random stream of its own, keyed by checkpoint and tensor name, so that adding one changes no other.
+The draw is made of integers (a sum of four 16-bit numbers of a Philox counter) and one float32 multiplication: unlike a
+library's normal deviates it does not depend on a mathematical library or on a release. It is nearly normal and never
+beyond 3.47 standard deviations.
 
-The gains below were measured on the reference implementation, so that a difference anywhere moves the log-probabilities: attention is
-neither uniform nor one-hot, the soft cap is felt but not reached, and an image changes the text behind it.
+The gains below were measured on the reference implementation, so that a difference anywhere moves the
+log-probabilities: attention is neither uniform nor one-hot, the soft cap is felt but not reached, and an image changes
+the text behind it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ _SUM_STD = math.sqrt(4 * (65536**2 - 1) / 12)
 
 
 class Rule(NamedTuple):
-    """A tensor is mean + std * z; both are divided by sqrt(fan in) where `per_root_fan_in`, with fan in counted per output value."""
+    """A tensor is mean + std * z, both divided by sqrt(fan in) where `per_root_fan_in`.
+
+    Fan in is counted per output value.
+    """
 
     pattern: str
     mean: float
@@ -66,7 +71,7 @@ RULES: tuple[Rule, ...] = (
     Rule(r"(weight|proj)$", 0.0, 1.0, True),
 )
 
-# Published files repeat the bounds of linears that read the same input, so an engine may fuse these linears and keep one set.
+# Published files repeat the bounds of linears that read the same input, so an engine may fuse these and keep one set.
 _SHARED_BOUNDS = (
     (re.compile(r"(audio_tower.*)\.[qkv]_proj(\.\w+_m\w+)$"), r"\1.qkv_proj\2"),
     (re.compile(r"(vision_tower.*)\.[kv]_proj(\.\w+_m\w+)$"), r"\1.kv_proj\2"),

@@ -1,16 +1,16 @@
 """The published `config.json` of every Gemma 4 variant, key for key, with tiny numbers in it.
 
-Key sets and every value that is not a size come from the published files (E4B, 31B and 12B read verbatim; E2B and 26B-A4B by
-their transcriptions). Sizes are chosen so that two of them are equal only where every published model has them equal: a
-transposed tensor or a swapped dimension then cannot pass unnoticed.
+Key sets and every value that is not a size come from the published files (E4B, 31B and 12B read verbatim; E2B and
+26B-A4B by their transcriptions). Sizes are chosen so that two of them are equal only where every published model has
+them equal: a transposed tensor or a swapped dimension then cannot pass unnoticed.
 
 Limits that the small sizes have to respect:
 
-* attention head sizes are ones that vLLM's CPU backend has kernels for (32, 64, 96), and the cache page of a sliding layer (heads x
-  size) divides or is a multiple of that of a full layer;
+* attention head sizes are ones that vLLM's CPU backend has kernels for (32, 64, 96), and the cache page of a sliding
+  layer (heads x size) divides or is a multiple of that of a full layer;
 * vision head sizes are multiples of 4, because axial RoPE splits a head into two axes of rotated pairs;
-* `subsampling_conv_channels[0]` stays 128: Hugging Face computes the number of mel bins left after two strides as channels // 4,
-  which is right only where it equals the 128 mel bins of the front end;
+* `subsampling_conv_channels[0]` stays 128: Hugging Face computes the number of mel bins left after two strides as
+  channels // 4, which is right only where it equals the 128 mel bins of the front end;
 * the 12B's audio width stays 640, the 40 ms of 16 kHz samples that make one token.
 """
 
@@ -197,8 +197,8 @@ def _unified(text: Config, vision: Config, audio: Config) -> Config:
 
 
 _E2B = _text(
-    _pattern(4, 2), _TEXT_SMALL, hidden_size=112, intermediate_size=144, use_double_wide_mlp=True, num_kv_shared_layers=5,
-    num_attention_heads=3, num_key_value_heads=1, head_dim=32, global_head_dim=64,
+    _pattern(4, 2), _TEXT_SMALL, hidden_size=112, intermediate_size=144, use_double_wide_mlp=True,
+    num_kv_shared_layers=5, num_attention_heads=3, num_key_value_heads=1, head_dim=32, global_head_dim=64,
     hidden_size_per_layer_input=24, sliding_window=20,
 )  # fmt: skip
 _E4B = _text(
