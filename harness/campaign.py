@@ -6,12 +6,11 @@ work on one case, the media of the next are drawn and the case before is compare
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import tempfile
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -68,13 +67,13 @@ class Timing:
     wall_s: float = 0.0
     startup_s: float = 0.0
     compare_s: float = 0.0
-    engine_s: Counter[str] = field(default_factory=Counter)
+    engine_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, and (wall_s - startup_s) / the sum of engine_s; None before any engine ran."""
         total_s = sum(self.engine_s.values())
         ratio = (self.wall_s - self.startup_s) / total_s if total_s else None
-        return {**dataclasses.asdict(self), "engine_s": dict(self.engine_s), "overhead_ratio": ratio}
+        return {**vars(self), "engine_s": dict(self.engine_s), "overhead_ratio": ratio}
 
 
 class Fleet:

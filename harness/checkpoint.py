@@ -76,5 +76,6 @@ class Checkpoint:
             for path in shards(self.path):
                 with safe_open(path, framework="pt") as shard:
                     if name in shard.keys():  # noqa: SIM118
-                        return shard.get_tensor(name)
+                        weight: torch.Tensor = shard.get_tensor(name)
+                        return weight
         raise UserError(f"{self.path} has no output head: neither {_OUTPUT_WEIGHTS[0]} nor {_OUTPUT_WEIGHTS[1]}")

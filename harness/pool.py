@@ -6,6 +6,7 @@ is never a zombie of a killed parent: it ends when its standard input closes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -103,7 +104,7 @@ class Worker:
                 continue
             if "error" in reply:
                 raise EngineUnavailable(f"{self.subject.name} cannot load {checkpoint.name}: {reply['error']}")
-            return LoadReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in reply.items()})
+            return LoadReport(**{k: tuple(v) if k != "load_s" else v for k, v in reply.items()})
         raise AssertionError("the last attempt returns or raises")
 
     def _load_again(self) -> dict[str, Any]:
@@ -149,8 +150,7 @@ class Worker:
         try:
             process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _kill(process)
 
     def _ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send one message and wait for its reply.
@@ -171,7 +171,7 @@ class Worker:
             reply: dict[str, Any] = json.loads(line)
             return reply
         if line is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
             self.close()
             raise WorkerGone("timeout", f"no answer within {timeout_s:g} s; its process was killed")
         raise WorkerGone("crashed", self._last_words())
@@ -195,13 +195,22 @@ class Worker:
 
     def _last_words(self) -> str:
         """How the process ended, and the last line that it printed, where that is an error."""
-        assert self._process is not None
-        status = self._process.wait()
+        process = self._process
+        if process is None:
+            return "its process was ended by the harness"
+        status = process.wait()
         self.close()
         if status < 0:
             return f"its process was ended by {signal.Signals(-status).name}"
         printed = self.log_path.read_text(errors="replace").strip().splitlines() or ["(it printed nothing)"]
         return f"its process ended with status {status}: {printed[-1][:500]}"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and whatever it started; it may be gone already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _observation(reply: dict[str, Any]) -> Observation:

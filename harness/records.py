@@ -11,9 +11,8 @@ import numpy as np
 
 from harness.comparators import Comparison, Side
 from harness.comparators.kl import Divergence
-from harness.comparators.roles import ROLES
 from harness.render import is_expanded
-from harness.schema import Case, Finding, to_json
+from harness.schema import ROLES, Case, Finding, to_json
 from harness.spec import soft_tokens
 
 Rows = dict[str, list[dict[str, Any]]]

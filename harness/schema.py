@@ -31,6 +31,9 @@ PROPERTIES: dict[Property, str] = {
     "P7": "stage-wise features: pixels, positions, tower and projector rows",
 }
 
+ROLES = ("text_before", "boi", "soft", "eoi", "after_media", "rest")
+"""The role of a position of an expanded prompt, by which divergences are reported; stored as an index into this."""
+
 _FORBID_EXTRA = {"extra": "forbid"}
 
 

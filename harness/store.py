@@ -207,7 +207,8 @@ class RunStore:
         if not files:
             return pd.DataFrame(columns=list(TABLES[table]))
         with duckdb.connect() as connection:
-            return connection.read_parquet(files, union_by_name=True).df()
+            frame: pd.DataFrame = connection.read_parquet(files, union_by_name=True).df()
+        return frame
 
     def finished(self) -> set[str]:
         """Ids of the cases that have their rows."""

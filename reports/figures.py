@@ -13,6 +13,8 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.subplots import make_subplots
 
+from harness import schema
+
 
 @dataclass(frozen=True)
 class Role:
@@ -25,7 +27,7 @@ class Role:
     glyph: str
 
 
-ROLES = (
+_LOOKS = (
     Role("text_before", "text before an image", "#3d9bd1", "circle", "●"),
     Role("boi", "begin of image", "#c99700", "triangle-up", "▲"),
     Role("soft", "soft tokens of an image", "#7f6bd0", "square", "■"),
@@ -33,6 +35,7 @@ ROLES = (
     Role("after_media", "first 8 text tokens after it", "#15957a", "diamond", "◆"),
     Role("rest", "text further on", "#8b8f97", "x-thin-open", "✕"),
 )
+ROLES = tuple(next(look for look in _LOOKS if look.name == name) for name in schema.ROLES)
 """In the order of the indices that a run's `roles` arrays hold."""
 
 FLOOR_NATS = 1e-15

@@ -52,16 +52,16 @@ def agreement(frames: Frames) -> pd.DataFrame:
     """Verdicts counted: one row a pair of subjects (or one subject by itself), columns (property, verdict)."""
     verdicts = frames.verdicts
     pair = verdicts["left"].where(verdicts["left"] == verdicts["right"], verdicts["left"] + " - " + verdicts["right"])
-    counted = verdicts.assign(pair=pair).groupby(["pair", "property", "verdict"], sort=False).size()
+    counted = pd.crosstab(pair, [verdicts["property"], verdicts["verdict"]])
     columns = pd.MultiIndex.from_product([PROPERTIES, VERDICTS], names=["property", "verdict"])
-    return counted.unstack(["property", "verdict"], fill_value=0).reindex(columns=columns, fill_value=0)
+    return counted.reindex(index=pair.unique(), columns=columns, fill_value=0)
 
 
 def grouped_findings(frames: Frames) -> list[dict[str, Any]]:
     """Findings by signature and model, unexpected ones first: how many cases, the worst, and the kept example."""
     grouped = []
-    for finding_id, rows in frames.findings.groupby("id", sort=False):
-        worst = rows.loc[rows["measured"].fillna(-1.0).idxmax()]
+    for finding_id in frames.findings["id"].unique():
+        rows = frames.findings[frames.findings["id"] == finding_id]
         capsule = frames.run.path / "capsules" / f"{finding_id}.json"
         example = json.loads(capsule.read_text(encoding="utf-8"))["finding"]
         unexplained = rows[rows["deviation"] == ""]
@@ -70,7 +70,7 @@ def grouped_findings(frames: Frames) -> list[dict[str, Any]]:
                 **{k: example[k] for k in ("id", "signature", "property", "stage", "subjects", "suspect", "model")},
                 "cases": len(rows),
                 "example": example["case_id"],
-                "measured": None if pd.isna(worst["measured"]) else float(worst["measured"]),
+                "measured": _worst(rows["measured"]),
                 "limit": example["limit"],
                 "unit": example["unit"],
                 "detail": example["detail"],
@@ -80,6 +80,11 @@ def grouped_findings(frames: Frames) -> list[dict[str, Any]]:
             }
         )
     return sorted(grouped, key=lambda entry: (entry["deviation"] != "", entry["signature"], entry["model"]))
+
+
+def _worst(measured: pd.Series[float]) -> float | None:
+    """The largest value; None if nothing was measured, or something that is no number."""
+    return None if measured.isna().any() else float(measured.max())
 
 
 def reasons_not_comparable(frames: Frames) -> list[tuple[str, int]]:

@@ -169,6 +169,7 @@ def _example(frames: Frames, case: Case) -> dict[str, Any]:
         "token_runs": _role_runs(arrays),
         "placeholders": _placeholder_runs(arrays),
         "figure": figures.kl_positions(arrays, limits) if curves else None,
+        "off_curves": [row["subject"] for row in observations if not any(row["subject"] in pair for pair in curves)],
         "not_drawn": sum(map(figures.not_finite, curves.values())),
     }
 

@@ -45,7 +45,7 @@ class OutputHead:
 
     def logit_chunks(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
         """Capped logits (T, chunk) in float64, chunk by chunk over the vocabulary."""
-        for weight in self.weight.split(VOCABULARY_CHUNK):
+        for weight in torch.split(self.weight, VOCABULARY_CHUNK):
             logits = (hidden @ weight.float().T).double()
             yield logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from harness.spec import MediaTokens
 
-ROLES = ("text_before", "boi", "soft", "eoi", "after_media", "rest")
 AFTER_MEDIA_TOKENS = 8
 """How many text tokens after a medium form a role of their own: where a wrong mask shows first."""
 

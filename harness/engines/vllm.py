@@ -55,7 +55,7 @@ def _in_dtype(config: Any, dtype: str) -> Any:
 class VllmEngine:
     """vLLM with every cache off, so that each case is computed afresh."""
 
-    llm: LLM | None = None
+    llm: Any = None
 
     def versions(self) -> dict[str, str]:
         """Packages that the result depends on."""

@@ -29,7 +29,7 @@ def texts() -> SearchStrategy[str]:
     """Text without special tokens: words, white space, any unicode; shrinks to a word."""
     words = st.lists(st.sampled_from(_WORDS), min_size=1, max_size=24).map(" ".join)
     # "<" starts every special token of Gemma 4 and "|" ends one; what they do inside text is another property.
-    characters = st.characters(exclude_categories=("Cs",), exclude_characters="<>|")
+    characters = st.characters(exclude_categories=["Cs"], exclude_characters="<>|")
     return st.one_of(words, words, st.text(characters, min_size=1, max_size=40))
 
 
@@ -52,7 +52,7 @@ def cases(draw: DrawFn, *, models: Sequence[str], min_images: int = 0, max_image
         raise ValueError(f"cases over models {list(models)} with {min_images} to {max_images} images: nothing to draw")
     budget = draw(st.sampled_from(_BUDGETS), label="budget")
     most = max(min_images, min(max_images, MAX_SOFT_TOKENS_PER_PROMPT // budget))
-    images = draw(st.lists(image_specs(), min_size=min_images, max_size=most), label="images")
+    images: list[ImageSpec] = draw(st.lists(image_specs(), min_size=min_images, max_size=most), label="images")
     if images and draw(st.booleans(), label="repeat the first image") and len(images) < most:
         images.append(images[0])
     expanded = bool(images) and draw(st.sampled_from((False, False, False, True)), label="expanded")

@@ -81,7 +81,7 @@ def sizes() -> SearchStrategy[Size]:
 def image_specs() -> SearchStrategy[ImageSpec]:
     """Whole image specs: a size, a colour mode, a pattern, a seed."""
     return st.builds(
-        lambda size, mode, pattern, seed: ImageSpec(*size, mode, pattern, seed),
+        lambda size, mode, pattern, seed: ImageSpec(size[0], size[1], mode, pattern, seed),
         sizes(),
         st.sampled_from(_MODES),
         st.sampled_from(get_args(Pattern)),

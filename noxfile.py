@@ -1,0 +1,50 @@
+"""The verbs of the project: `uvx nox -l` lists them. Each passes its arguments on: `nox -s conformance -- --models tiny-e2b`."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["tests", "lint", "types"]
+
+
+def _uv(session: nox.Session, *command: str) -> None:
+    """Run in the project's own environment, which uv brings up to date first."""
+    session.run("uv", "run", *command, *session.posargs, external=True)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Everything that CI tests: the harness itself, and the conformance suite over real engines."""
+    _uv(session, "pytest")
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """The conformance suite alone; `-- --hypothesis-profile nightly` looks longer."""
+    _uv(session, "pytest", "cases", "-rxX")
+
+
+@nox.session
+def replay(session: nox.Session) -> None:
+    """Run capsules again: `nox -s replay -- cases/regressions/*.json`."""
+    _uv(session, "harness", "replay")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """What the harness adds to what the engines take, as a ratio."""
+    _uv(session, "python", "benchmarks/overhead.py")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff, rules and format."""
+    _uv(session, "ruff", "check")
+    session.run("uv", "run", "ruff", "format", "--check", external=True)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict, over everything."""
+    _uv(session, "mypy")

@@ -1,0 +1,55 @@
+"""An engine that fails on purpose. It exists to test the harness; no subject of `harness run` can name it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from harness.engines.base import Array, Recording, Rejected
+from harness.schema import Counts, LoadReport, Request
+
+HIDDEN = 80
+"""Width of tiny-31b, whose head the comparators use."""
+
+
+class FakeEngine:
+    """What it does to a request is written in the prompt: `crash`, `hang`, `raise`, `reject`, `noise`, `nan`."""
+
+    def versions(self) -> dict[str, str]:
+        """Its only version."""
+        return {"fake": "0"}
+
+    def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
+        """Load nothing; die where the directory's name says so."""
+        if checkpoint.name == "dies":
+            os._exit(3)
+        if checkpoint.name == "refuses":
+            raise RuntimeError("no such layer: 17")
+        return LoadReport()
+
+    def run(self, request: Request, images: list[Array]) -> Recording:
+        """Obey the prompt."""
+        self._misbehave(request.prompt)
+        ids = np.array([2, *range(10, 20)], dtype=np.int64)
+        recording = Recording(counts=tuple(Counts(1, 1, 1) for _ in images))
+        recording.add("prompt_ids", ids)
+        recording.add("hidden", np.full((len(ids), HIDDEN), np.nan if "nan" in request.prompt else 0.5, np.float32))
+        recording.add("logprobs", np.zeros(len(ids) - 1, dtype=np.float32))
+        return recording
+
+    def _misbehave(self, prompt: str) -> None:
+        if "crash" in prompt:
+            print("last words", file=sys.stderr, flush=True)
+            os._exit(7)
+        if "hang" in prompt:
+            time.sleep(3600)
+        if "raise" in prompt:
+            raise RuntimeError("index 289 is out of bounds at 0x7f00 in /some/where.py")
+        if "reject" in prompt:
+            raise Rejected("ValueError: 2 placeholders for 1 image")
+        if "noise" in prompt:
+            print("{not a message}")

@@ -1,0 +1,149 @@
+"""Campaigns over fake engines: nothing is lost, doubled or waited for in vain."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+
+from harness import session
+from harness.campaign import Campaign, Fleet, Options, Result
+from harness.environments import SUBJECTS, Subject
+from harness.schema import Case, Part
+from harness.session import Plan, carry_out, locate
+from harness.store import RunStore
+from reports.frames import document, load_run
+
+ROOT = Path(__file__).parent.parent
+ENGINE = "tests.fake_engine:FakeEngine"
+NAMES = ("fake-a", "fake-b", "fake-c")
+
+
+def fakes() -> list[Subject]:
+    return [Subject(name, ENGINE, sys.executable, {"PYTHONPATH": str(ROOT)}) for name in NAMES]
+
+
+def case(text: str) -> Case:
+    return Case("tiny-31b", (Part(text=text),))
+
+
+@pytest.fixture(name="workers")
+def _workers(tmp_path: Path) -> Iterator[Fleet]:
+    workers = Fleet(fakes(), Options(timeout_s=2.0), tmp_path)
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(name="fake_subjects")
+def _fake_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+    for subject in fakes():
+        monkeypatch.setitem(SUBJECTS, subject.name, subject)
+
+
+def run(workers: Fleet, texts: Sequence[str]) -> list[Result]:
+    return list(Campaign(workers, locate).run([case(text) for text in texts]))
+
+
+def test_each_case_has_one_outcome_of_each_subject(workers: Fleet) -> None:
+    """Failures in the middle of a campaign leave the cases before and after them as they are."""
+    results = run(workers, ["one", "crash", "two", "hang", "three", "raise", "reject", "four"])
+    outcomes = [{o.subject: o.outcome for o in result.observations} for result in results]
+    expected = ["ok", "crashed", "ok", "timeout", "ok", "crashed", "rejected", "ok"]
+    assert outcomes == [dict.fromkeys(NAMES, outcome) for outcome in expected]
+
+
+def test_a_crash_is_a_finding_and_the_comparison_is_not_dropped(workers: Fleet) -> None:
+    """Each crashed subject is its own suspect, and every property of its pairs is `not comparable`, with the reason."""
+    (result,) = run(workers, ["crash"])
+    assert {finding.suspect for finding in result.findings} == set(NAMES)
+    kinds = Counter((v.property, v.verdict) for v in result.verdicts if v.left != v.right)
+    assert kinds == {("P1", "not comparable"): 6, ("P6", "not comparable"): 3, ("P7", "not comparable"): 3}
+    assert all("crashed" in v.reason for v in result.verdicts)
+
+
+def test_hidden_states_that_are_no_numbers_never_agree(workers: Fleet) -> None:
+    """NaN on both sides is a difference, not an agreement."""
+    (result,) = run(workers, ["nan"])
+    assert {v.verdict for v in result.verdicts if v.stage == "hidden"} == {"differ"}
+
+
+def test_a_subject_that_cannot_load_is_absent_with_its_reason(workers: Fleet, tmp_path: Path) -> None:
+    """A checkpoint that no engine loads gives `unavailable` observations, not an endless restart."""
+    (tmp_path / "refuses").symlink_to(locate("tiny-31b").resolve())
+    refused = Case(str(tmp_path / "refuses"), (Part(text="one"),))
+    (result,) = Campaign(workers, Path).run([refused])
+    assert {o.outcome for o in result.observations} == {"unavailable"}
+    assert all("no such layer" in o.message for o in result.observations)
+
+
+def test_ten_kills_leave_every_case_with_one_outcome(workers: Fleet) -> None:
+    """Workers killed at random moments cost the cases that they held, which say `crashed`, and nothing else."""
+    cases = [case(f"case {number}") for number in range(60)]
+    killed, results = 0, []
+    chance = random.Random(0)
+    for result in Campaign(workers, locate).run(cases):
+        results.append(result)
+        worker = chance.choice(list(workers.workers.values()))
+        if killed < 10 and len(results) % 4 == 0 and worker.pid is not None:
+            os.kill(worker.pid, signal.SIGKILL)
+            killed += 1
+    assert [result.case.id for result in results] == [entry.id for entry in cases]
+    outcomes = Counter(o.outcome for result in results for o in result.observations)
+    assert sum(outcomes.values()) == 3 * len(cases)
+    assert set(outcomes) == {"ok", "crashed"}
+    assert 1 <= outcomes["crashed"] <= killed == 10
+
+
+def plan() -> Plan:
+    return Plan(models=("tiny-31b",), subjects=NAMES, cases=24, timeout_s=5.0)
+
+
+def watch_and_stop(limit: int) -> session.Watch:
+    def watch(progress: session.Progress) -> None:
+        if progress.stage == "case" and progress.done >= limit:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_an_interrupted_run_is_finished_without_a_lost_or_doubled_row(tmp_path: Path) -> None:
+    """Ctrl-C twice, then resumed to the end: each case once, each subject once a case."""
+    kept = session.start(plan(), tmp_path, lambda _: None)
+    for limit in (5, 13):
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(kept, plan(), watch_and_stop(limit))
+    carry_out(RunStore.open(tmp_path, kept.run_id), session.plan_of(kept), lambda _: None)
+    frames = load_run(kept)
+    assert sorted(frames.cases["case_id"]) == sorted(entry.id for entry in kept.cases())
+    assert (frames.observations.groupby(["case_id", "subject"]).size() == 1).all()
+    assert len(frames.observations) == 3 * 24
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_the_document_counts_what_the_rows_say(tmp_path: Path) -> None:
+    """Verdict counts of the JSON document are those of the verdict rows, and overhead is measured."""
+    kept = session.start(plan(), tmp_path, lambda _: None)
+    carry_out(kept, plan(), lambda _: None)
+    frames = load_run(kept)
+    written = document(frames)
+    assert sum(written["verdicts"].values()) == len(frames.verdicts)
+    assert written["cases"] == 24
+    assert written["timing"]["overhead_ratio"] > 0
+
+
+def test_a_fleet_can_be_closed_while_its_workers_hang(workers: Fleet) -> None:
+    """Closing ends what hangs and drops what waits; no thread is left waiting."""
+    workers.load(locate("tiny-31b"))
+    futures = [*workers.submit(case("hang")).values(), *workers.submit(case("after")).values()]
+    threading.Timer(0.5, workers.close).start()
+    wait(futures, timeout=5)
+    assert all(future.done() for future in futures)

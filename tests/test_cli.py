@@ -1,0 +1,150 @@
+"""The command as a user meets it: wrong use is one clear line, and a small run of real engines goes end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.store import runs
+
+
+def harness(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=300)
+
+
+@pytest.fixture(name="no_checkpoint")
+def _no_checkpoint(tmp_path: Path) -> Path:
+    directory = tmp_path / "no-checkpoint"
+    directory.mkdir()
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--subjects", "hf,tgi"], "unknown subject tgi; known: hf, vllm, native"),
+        (["run", "--models", "tiny-e9b"], "tiny-e9b is neither a zoo model nor a directory"),
+        (["run", "--profile", "huge"], "--profile huge: must be one of smoke, ci, nightly"),
+        (["run", "--properties", "P99"], "--properties P99: must be one of P1"),
+        (["run", "--dtype", "int8"], "--dtype int8: must be one of float32"),
+        (["run", "--resume", "never"], "no run never in"),
+        (["replay", "nowhere.json"], "cannot read capsule nowhere.json"),
+        (["replay", "abcdefabcdef"], "no case abcdefabcdef"),
+        (["report"], "no run in"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    """A bad value is named, the fix is said, and nothing is written."""
+    store = tmp_path / "store"
+    result = harness(*arguments, "--store", str(store))
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not store.exists()
+
+
+def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path, no_checkpoint: Path) -> None:
+    """A directory without a Gemma 4 config.json is named before any engine starts."""
+    result = harness("run", "--models", str(no_checkpoint), "--store", str(tmp_path / "store"))
+    assert (result.returncode, (tmp_path / "store").exists()) == (2, False)
+    assert "is no checkpoint: cannot read its config.json" in result.stderr
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path, no_checkpoint: Path) -> None:
+    """Another model's checkpoint is named by its model_type."""
+    (no_checkpoint / "config.json").write_text('{"model_type": "llama"}')
+    result = harness("run", "--models", str(no_checkpoint), "--store", str(tmp_path / "store"))
+    assert result.returncode == 2
+    assert "model_type is 'llama'" in result.stderr
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    """A store below a file cannot exist: one line, status 2."""
+    (tmp_path / "file").write_text("in the way")
+    result = harness("run", "--cases", "1", "--models", "tiny-e2b", "--store", str(tmp_path / "file" / "store"))
+    assert result.returncode == 2
+    assert "cannot write to the store" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_corrupted_capsule_is_refused(tmp_path: Path) -> None:
+    """A capsule that is no JSON is one line and status 2."""
+    (tmp_path / "bad.json").write_text("{")
+    result = harness("replay", str(tmp_path / "bad.json"))
+    assert result.returncode == 2
+    assert "is no valid capsule" in result.stderr
+
+
+def test_help_teaches() -> None:
+    """Every command says what it does, and the exit status is explained."""
+    result = harness("--help")
+    assert result.returncode == 0
+    for word in ("run", "replay", "report", "doctor", "zoo", "Exit status"):
+        assert word in result.stdout
+
+
+@pytest.fixture(name="ran", scope="module")
+def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], dict[str, Any], Path]:
+    store = tmp_path_factory.mktemp("store")
+    options = ["--models", "tiny-31b", "--cases", "6", "--no-deviations", "--json", "-"]
+    result = harness("run", *options, "--store", str(store))
+    return result, json.loads(result.stdout), store
+
+
+@pytest.mark.engines
+def test_json_to_standard_output_is_alone_there(
+    ran: tuple[subprocess.CompletedProcess[str], dict[str, Any], Path],
+) -> None:
+    """`--json -` prints one document, with every field that design.md names, and nothing else."""
+    result, written, _ = ran
+    assert result.stdout.strip().startswith("{")
+    fields = {"schema", "run_id", "cases", "subjects", "verdicts", "findings", "timing"}
+    assert fields <= written.keys()
+    assert {"wall_s", "startup_s", "engine_s", "compare_s", "overhead_ratio"} <= written["timing"].keys()
+    assert {name: entry["status"] for name, entry in written["subjects"].items()} == dict.fromkeys(
+        ("hf", "vllm", "native"), "ok"
+    )
+
+
+@pytest.mark.engines
+def test_the_missing_mask_of_vllm_on_cpu_is_found(
+    ran: tuple[subprocess.CompletedProcess[str], dict[str, Any], Path],
+) -> None:
+    """Without deviations the run fails, and P6 has one signature: vllm, in cases with an image only."""
+    result, written, store = ran
+    assert result.returncode == 1
+    (finding,) = [entry for entry in written["findings"] if entry["property"] == "P6"]
+    assert (finding["signature"], finding["suspect"]) == ("P6/hidden/vllm", "vllm")
+    rows = runs(store)[0].frame("findings")
+    without_image = {case.id for case in runs(store)[0].cases() if not case.images}
+    assert without_image
+    assert not without_image & set(rows[rows["property"] == "P6"]["case_id"])
+
+
+@pytest.mark.engines
+def test_a_finding_is_replayed_by_its_command(
+    ran: tuple[subprocess.CompletedProcess[str], dict[str, Any], Path],
+) -> None:
+    """The command that a finding prints runs its capsule again and says FAILED."""
+    _, written, _ = ran
+    finding = next(entry for entry in written["findings"] if entry["property"] == "P6")
+    result = harness(*finding["replay"].split()[3:])
+    assert result.returncode == 1
+    assert result.stdout.startswith("FAILED")
+
+
+@pytest.mark.engines
+def test_the_page_of_a_run_is_written_again(
+    ran: tuple[subprocess.CompletedProcess[str], dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """`harness report` prints the path of the page that it wrote."""
+    result = harness("report", "--store", str(ran[2]), "--out", str(tmp_path / "site"))
+    assert result.returncode == 0
+    assert Path(result.stdout.strip()) == tmp_path / "site" / "index.html"
+    assert (tmp_path / "site" / "index.html").stat().st_size > 1000

@@ -1,0 +1,131 @@
+"""Workers that die, hang, refuse and talk too much."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.environments import Subject
+from harness.errors import EngineUnavailable
+from harness.pool import Worker
+from harness.schema import Observation, Request
+
+ENGINE = "tests.fake_engine:FakeEngine"
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(name="worker")
+def _worker(tmp_path: Path) -> Iterator[Worker]:
+    worker = make_worker(tmp_path)
+    worker.load(tmp_path, dtype="float32", device="cpu")
+    yield worker
+    worker.close()
+
+
+def make_worker(tmp_path: Path, engine: str = ENGINE) -> Worker:
+    subject = Subject("fake", engine, sys.executable, {"PYTHONPATH": str(ROOT)})
+    return Worker(subject, tmp_path / "fake.log", threads=1, timeout_s=2.0)
+
+
+def run(worker: Worker, prompt: str, tmp_path: Path) -> Observation:
+    return worker.run(Request("case", prompt, False, 280, "", str(tmp_path / "arrays")))
+
+
+def test_a_good_request_is_observed(worker: Worker, tmp_path: Path) -> None:
+    """An answer carries the engine's seconds, a digest for every stage, and the file with the arrays."""
+    observation = run(worker, "fine", tmp_path)
+    assert observation.outcome == "ok"
+    assert set(observation.digests) == {"prompt_ids", "hidden", "logprobs"}
+    assert observation.engine_s > 0
+    assert Path(observation.arrays_path).is_file()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "outcome", "words"),
+    [
+        ("crash", "crashed", "its process ended with status 7: last words"),
+        ("hang", "timeout", "no answer within 2 s"),
+        ("raise", "crashed", "RuntimeError: index 289 is out of bounds"),
+        ("reject", "rejected", "ValueError: 2 placeholders for 1 image"),
+    ],
+)
+def test_every_failure_becomes_an_outcome_and_the_next_request_works(
+    worker: Worker, tmp_path: Path, prompt: str, outcome: str, words: str
+) -> None:
+    """A dying, hanging, raising or refusing engine is reported in its own words, and the worker is good again."""
+    failed = run(worker, prompt, tmp_path)
+    assert failed.outcome == outcome
+    assert words in failed.message
+    assert run(worker, "fine", tmp_path).outcome == "ok"
+
+
+def test_only_a_lost_process_is_started_again(worker: Worker, tmp_path: Path) -> None:
+    """An exception leaves the warm process as it is; a crash costs one start."""
+    run(worker, "raise", tmp_path)
+    run(worker, "fine", tmp_path)
+    assert worker.starts == 1
+    run(worker, "crash", tmp_path)
+    run(worker, "fine", tmp_path)
+    assert worker.starts == 2
+
+
+def test_signatures_do_not_depend_on_numbers_or_paths(worker: Worker, tmp_path: Path) -> None:
+    """Two crashes of one cause have one signature."""
+    assert run(worker, "raise", tmp_path).signature == "RuntimeError: index # is out of bounds at ADDR in PATH"
+
+
+def test_prints_of_an_engine_do_not_disturb_the_messages(worker: Worker, tmp_path: Path) -> None:
+    """What an engine prints to standard output goes to its log."""
+    assert run(worker, "noise", tmp_path).outcome == "ok"
+    assert "{not a message}" in worker.log_path.read_text()
+
+
+def test_a_worker_killed_while_it_waits_is_noticed(worker: Worker, tmp_path: Path) -> None:
+    """A process killed between two requests makes the next one `crashed` with the signal's name."""
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    killed = run(worker, "fine", tmp_path)
+    assert (killed.outcome, killed.message) == ("crashed", "its process was ended by SIGKILL")
+
+
+def test_a_worker_killed_while_it_works_does_not_hang_the_harness(worker: Worker, tmp_path: Path) -> None:
+    """A process killed in the middle of a request is an outcome at once, not after the timeout."""
+    assert worker.pid is not None
+    threading.Timer(0.3, os.kill, (worker.pid, signal.SIGKILL)).start()
+    started = time.monotonic()
+    assert run(worker, "hang", tmp_path).outcome == "crashed"
+    assert time.monotonic() - started < worker.timeout_s
+
+
+@pytest.mark.parametrize(("name", "words"), [("dies", "died loading dies"), ("refuses", "no such layer: 17")])
+def test_a_checkpoint_that_cannot_be_loaded_is_unavailable(tmp_path: Path, name: str, words: str) -> None:
+    """An engine that dies or raises while loading makes the subject unavailable, with the reason."""
+    worker = make_worker(tmp_path)
+    try:
+        with pytest.raises(EngineUnavailable, match=words):
+            worker.load(tmp_path / name, dtype="float32", device="cpu")
+    finally:
+        worker.close()
+
+
+def test_an_engine_that_cannot_be_imported_says_so(tmp_path: Path) -> None:
+    """The reason is the import error itself, not a hang or a stack of ours."""
+    worker = make_worker(tmp_path, engine="tests.no_such_engine:Engine")
+    with pytest.raises(EngineUnavailable, match=r"No module named 'tests\.no_such_engine'"):
+        worker.start()
+
+
+def test_a_worker_ends_with_its_parent(worker: Worker) -> None:
+    """When the harness is killed its end of the pipe closes, and the process ends by itself."""
+    process = worker._process
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(timeout=10) == 0
