@@ -1,4 +1,4 @@
-"""The verbs of the project: `uvx nox -l` lists them. Each passes its arguments on: `nox -s conformance -- --models tiny-e2b`."""
+"""The verbs of the project; `uv run nox -l` lists them. Arguments go on: `nox -s conformance -- --models tiny-e2b`."""
 
 from __future__ import annotations
 

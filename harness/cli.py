@@ -28,8 +28,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Finds the inputs on which implementations of Gemma 4 disagree, and says who is wrong, where, and by how much.",
-    epilog="Exit status: 0 nothing unexpected; 1 unexpected findings; 2 wrong use; 3 a subject asked for cannot run here.",
+    help="Find the inputs on which implementations of Gemma 4 disagree: who is wrong, where, and by how much.",
+    epilog="Exit status: 0 nothing unexpected; 1 unexpected findings; 2 wrong use; 3 a subject cannot run here.",
 )
 zoo_app = typer.Typer(no_args_is_help=True, help="Tiny random checkpoints of the five published variants.")
 app.add_typer(zoo_app, name="zoo")
@@ -104,7 +104,10 @@ def run(
     resume: Annotated[str, typer.Option(metavar="RUN_ID", help="Finish a run that was stopped.")] = "",
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds one subject may take for one case.")] = 120.0,
 ) -> None:
-    """Run generated cases through the subjects, compare, report. Without options: 75 cases, five models, three subjects."""
+    """Run generated cases through the subjects, compare, report.
+
+    Without options: 75 cases, five models, three subjects.
+    """
     console = Console(stderr=json_file == "-")
     if resume:
         kept = RunStore.open(store, resume)

@@ -104,7 +104,8 @@ class Worker:
                 continue
             if "error" in reply:
                 raise EngineUnavailable(f"{self.subject.name} cannot load {checkpoint.name}: {reply['error']}")
-            return LoadReport(**{k: tuple(v) if k != "load_s" else v for k, v in reply.items()})
+            load_s = reply.pop("load_s")
+            return LoadReport(**{k: tuple(names) for k, names in reply.items()}, load_s=load_s)
         raise AssertionError("the last attempt returns or raises")
 
     def _load_again(self) -> dict[str, Any]:

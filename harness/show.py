@@ -30,7 +30,7 @@ def run(console: Console, frames: Frames, document: dict[str, Any], stale: Seque
     """The agreement matrix, the findings, what to do next."""
     console.print(_matrix(frames))
     if document["findings"]:
-        console.print(_findings(document["findings"]))
+        _print_findings(console, document["findings"], document["cases"])
     absent = {name: s["reason"] for name, s in document["subjects"].items() if s["status"] != "ok"}
     for name, reason in absent.items():
         console.print(f"[yellow]{name} did not run:[/] {escape(reason)}")
@@ -58,15 +58,20 @@ def _matrix(frames: Frames) -> Table:
     return table
 
 
-def _findings(findings: Sequence[dict[str, Any]]) -> Table:
-    table = _table("Findings", "suspect", "what", "model", "cases", "measured", "known as", "replay")
+def _print_findings(console: Console, findings: Sequence[dict[str, Any]], cases: int) -> None:
+    console.print("\n[bold]Findings[/]")
     for entry in findings:
+        known = f"[dim]known as {entry['deviation']}[/]" if entry["deviation"] else "[bold red]unexpected[/]"
+        what = (
+            f"{entry['signature']} on {entry['model']}, {entry['cases']} of {cases} cases, suspect {entry['suspect']}"
+        )
         measured = "" if entry["measured"] is None else f"{entry['measured']:.3g} {entry['unit']}"
-        limit = "" if entry["limit"] is None else f" (limit {entry['limit']:g})"
-        known = f"[dim]{entry['deviation']}[/]" if entry["deviation"] else "[bold red]unexpected[/]"
-        words = (entry["suspect"], entry["signature"], entry["model"], entry["cases"], measured + limit)
-        table.add_row(*(escape(str(word)) for word in words), known, escape(f"harness replay {entry['example']}"))
-    return table
+        limit = "" if entry["limit"] is None else f", limit {entry['limit']:g}"
+        console.print(f"{known} {escape(what)}", soft_wrap=True, highlight=False)
+        console.print(
+            f"  {escape((measured + limit).lstrip(', ') or entry['detail'])}", soft_wrap=True, highlight=False
+        )
+        console.print(f"  [dim]{escape(entry['replay'])}[/]", soft_wrap=True, highlight=False)
 
 
 def replayed(console: Console, results: Sequence[Replayed]) -> None:
@@ -107,9 +112,10 @@ def _first(lists: Sequence[Sequence[str]]) -> str:
 
 def zoo(console: Console, described: Sequence[dict[str, Any]]) -> None:
     """What the tiny checkpoints are."""
-    table = _table("Zoo", *described[0])
+    columns = [name for name in described[0] if name != "architecture"]
+    table = _table("Zoo", *columns)
     for entry in described:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in entry.values()))
+        table.add_row(*(f"{entry[name]:,}" if isinstance(entry[name], int) else str(entry[name]) for name in columns))
     console.print(table)
 
 

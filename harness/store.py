@@ -103,7 +103,7 @@ def read_capsule(path: Path) -> Capsule:
     capsule = validated(Capsule, text, str(path))
     if capsule.schema != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema {capsule.schema}; this harness reads {SCHEMA_VERSION}: replay it with the release it names"
+            f"{path} has schema {capsule.schema}; this harness reads {SCHEMA_VERSION}: use the release that wrote it"
         )
     return capsule
 

@@ -85,9 +85,10 @@ def test_the_relative_error_of_a_row_by_hand() -> None:
 def test_errors_up_to_the_limit_agree() -> None:
     """Noise below the limit agrees and is still measured, so that a trend can be seen."""
     noisy = _arrays()
-    noisy["mm_features.0"] *= 1 + np.float32(5e-5)
+    half = CONTEXT.limits.feature_relative / 2
+    noisy["mm_features.0"] *= 1 + np.float32(half)
     assert _differing(_arrays(), noisy) == []
-    assert _compared(_arrays(), noisy)["mm_features"].measured == pytest.approx(5e-5, rel=0.01)
+    assert _compared(_arrays(), noisy)["mm_features"].measured == pytest.approx(half, rel=0.05)
 
 
 @pytest.mark.parametrize("image", [0, 1])

@@ -27,7 +27,8 @@ VOCABULARY, HIDDEN = 50, 8
 
 def _halves(rows: int, columns: int, seed: int) -> Floats:
     """Multiples of one half up to 2: products and their sums are exact in float32, so only the method is tested."""
-    return (np.random.default_rng(seed).integers(-4, 5, (rows, columns)) / 2).astype(np.float32)
+    drawn: Floats = (np.random.default_rng(seed).integers(-4, 5, (rows, columns)) / 2).astype(np.float32)
+    return drawn
 
 
 HEAD = OutputHead(torch.from_numpy(_halves(VOCABULARY, HIDDEN, 1)), cap=3.0)
@@ -36,7 +37,8 @@ CONTEXT = Context(MediaTokens(BOI, IMAGE, EOI), HEAD, Limits.of("float32"))
 
 def _of_probabilities(*rows: Sequence[float]) -> Floats:
     """Hidden states that an identity head turns into these distributions."""
-    return np.log(np.array(rows)).astype(np.float32)
+    states: Floats = np.log(np.array(rows)).astype(np.float32)
+    return states
 
 
 def _pair(left: Floats, right: Floats, head: OutputHead) -> Divergence:
@@ -201,9 +203,7 @@ def test_a_third_prompt_does_not_hide_the_two_that_agree() -> None:
     assert set(comparison.divergences) == {("a", "c")}
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="diverge() raises where hidden states are fewer than tokens"
-)
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="diverge() raises where states are fewer than tokens")
 def test_too_few_hidden_states_are_not_comparable() -> None:
     """A subject that recorded fewer states than tokens is `not comparable` with the shapes, and no campaign ends."""
     (verdict,), _ = _compared(_side("a", HIDDEN_STATES), _side("b", HIDDEN_STATES[:-1]))

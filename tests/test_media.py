@@ -53,7 +53,8 @@ def test_the_same_spec_gives_the_same_bytes(spec: ImageSpec) -> None:
 def test_modes_have_their_channels(pattern: Pattern, mode: ColourMode) -> None:
     """RGB has three channels, RGBA four, L none; all are uint8, rows first."""
     drawn = pixels(ImageSpec(13, 7, mode, pattern))
-    assert (drawn.shape, drawn.dtype) == (SHAPES[mode], np.uint8)
+    assert drawn.shape == SHAPES[mode]
+    assert drawn.dtype == np.uint8
 
 
 @pytest.mark.parametrize("pattern", get_args(Pattern))

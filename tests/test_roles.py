@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.comparators.roles import AFTER_MEDIA_TOKENS, ROLES, token_roles
+from harness.comparators.roles import AFTER_MEDIA_TOKENS, token_roles
+from harness.schema import ROLES
 from harness.spec import MediaTokens
 
 BOI, IMAGE, EOI, TEXT = 10, 11, 12, 5

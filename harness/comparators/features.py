@@ -1,9 +1,9 @@
 """P7: what the vision front end makes of each image, stage by stage.
 
-`pixels` and `positions` come from resizing and patching: the largest absolute difference. Positions, in patches, must
-be identical; pixels, in [0, 1], too, but for rounding to a reduced compute type. `mm_features` are the rows that enter the language model: the
-largest relative error of a row, ||left - right|| / ||left|| in the Euclidean norm. Row 0 of each image has a
-verdict of its own (`mm_features.first`), because padding that leaks lands there.
+`pixels` and `positions` come from resizing and patching: the largest absolute difference. Positions, in patches,
+must be identical; pixels, in [0, 1], too, but for rounding to a reduced compute type. `mm_features` are the rows
+that enter the language model: the largest relative error of a row, ||left - right|| / ||left|| in the Euclidean
+norm. Row 0 of each image has a verdict of its own (`mm_features.first`), because padding that leaks lands there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _verdicts(images: int, left: Side, right: Side, limits: Limits) -> Iterator[
         if isinstance(paired, str):
             yield Verdict("P7", stage, *pair, "differ", reason=paired)
         elif stage in _INPUT_STAGES:
-            worst = max(_largest_gap(a, b) for a, b in paired)
+            worst = float(np.max([_largest_gap(a, b) for a, b in paired]))  # max() would lose a NaN that is not first.
             limit = limits.pixel_absolute if stage == "pixels" else 0.0
             yield judge("P7", stage, pair, worst, limit, _INPUT_STAGES[stage])
         else:
@@ -39,12 +39,12 @@ def _verdicts(images: int, left: Side, right: Side, limits: Limits) -> Iterator[
                 "P7",
                 "mm_features.first",
                 pair,
-                float(max(e[0] for e in errors)),
+                float(np.max([e[0] for e in errors])),
                 limits.feature_relative,
                 "relative error",
             )
             yield judge(
-                "P7", stage, pair, float(max(e.max() for e in errors)), limits.feature_relative, "relative error"
+                "P7", stage, pair, float(np.max([e.max() for e in errors])), limits.feature_relative, "relative error"
             )
 
 

