@@ -67,6 +67,12 @@ class Worker:
         Raises:
             EngineUnavailable: the engine cannot be imported here; the message ends in its own last words.
         """
+        try:
+            self._start()
+        except WorkerGone as gone:
+            raise EngineUnavailable(f"subject {self.subject.name} cannot start here: {gone}") from gone
+
+    def _start(self) -> None:
         if self._process is not None:
             return
         command = [self.subject.python, "-m", "harness.worker", self.subject.name, self.subject.engine]
@@ -82,10 +88,7 @@ class Worker:
                 start_new_session=True,
             )
         self.starts += 1
-        try:
-            self.versions = self._ask({"kind": "hello"}, START_TIMEOUT_S)["versions"]
-        except WorkerGone as gone:
-            raise EngineUnavailable(f"subject {self.subject.name} cannot start here: {gone}") from gone
+        self.versions = self._ask({"kind": "hello"}, START_TIMEOUT_S)["versions"]
 
     def load(self, checkpoint: Path, **options: Any) -> LoadReport:
         """Load a checkpoint, restarting the process first if it is gone.
@@ -109,7 +112,7 @@ class Worker:
         raise AssertionError("the last attempt returns or raises")
 
     def _load_again(self) -> dict[str, Any]:
-        self.start()
+        self._start()
         assert self._loaded is not None
         return self._ask(self._loaded, START_TIMEOUT_S)
 
@@ -124,8 +127,6 @@ class Worker:
             return _observation(self._ask({"kind": "run", **dataclasses.asdict(request)}, self.timeout_s))
         except WorkerGone as gone:
             return self._lost(request, gone.outcome, str(gone), started)
-        except EngineUnavailable as error:
-            return self._lost(request, "unavailable", str(error), started)
 
     def _lost(self, request: Request, outcome: OutcomeKind, message: str, started: float) -> Observation:
         return Observation(

@@ -59,19 +59,27 @@ def _matrix(frames: Frames) -> Table:
 
 
 def _print_findings(console: Console, findings: Sequence[dict[str, Any]], cases: int) -> None:
-    console.print("\n[bold]Findings[/]")
+    """Unexpected findings one by one; known ones by their cause."""
     for entry in findings:
-        known = f"[dim]known as {entry['deviation']}[/]" if entry["deviation"] else "[bold red]unexpected[/]"
+        if entry["deviation"]:
+            continue
+        measured = "" if entry["measured"] is None else f"{entry['measured']:.3g} {entry['unit']}"
+        limit = "" if entry["limit"] is None else f", limit {entry['limit']:g}"
         what = (
             f"{entry['signature']} on {entry['model']}, {entry['cases']} of {cases} cases, suspect {entry['suspect']}"
         )
-        measured = "" if entry["measured"] is None else f"{entry['measured']:.3g} {entry['unit']}"
-        limit = "" if entry["limit"] is None else f", limit {entry['limit']:g}"
-        console.print(f"{known} {escape(what)}", soft_wrap=True, highlight=False)
-        console.print(
-            f"  {escape((measured + limit).lstrip(', ') or entry['detail'])}", soft_wrap=True, highlight=False
-        )
-        console.print(f"  [dim]{escape(entry['replay'])}[/]", soft_wrap=True, highlight=False)
+        _line(console, f"[bold red]unexpected[/] {escape(what)}")
+        _line(console, f"  {escape((measured + limit).lstrip(', ') or entry['detail'])}")
+        _line(console, f"  {escape(entry['replay'])}")
+    for name in dict.fromkeys(entry["deviation"] for entry in findings if entry["deviation"]):
+        known = [entry for entry in findings if entry["deviation"] == name]
+        models = ", ".join(dict.fromkeys(entry["model"] for entry in known))
+        signatures = ", ".join(dict.fromkeys(entry["signature"] for entry in known))
+        _line(console, f"known [bold]{escape(name)}[/] on {escape(models)}: {escape(signatures)}")
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False)
 
 
 def replayed(console: Console, results: Sequence[Replayed]) -> None:

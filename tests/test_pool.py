@@ -95,6 +95,16 @@ def test_a_worker_killed_while_it_waits_is_noticed(worker: Worker, tmp_path: Pat
     assert (killed.outcome, killed.message) == ("crashed", "its process was ended by SIGKILL")
 
 
+def test_a_worker_killed_while_it_starts_again_is_a_crash(worker: Worker, tmp_path: Path) -> None:
+    """A second death, before the engine is up again, costs that case and no other."""
+    run(worker, "crash", tmp_path)
+    killed = threading.Timer(0.2, lambda: os.kill(worker.pid or 0, signal.SIGKILL))
+    killed.start()
+    observed = run(worker, "hang", tmp_path)
+    assert (observed.outcome, observed.message) == ("crashed", "its process was ended by SIGKILL")
+    assert run(worker, "fine", tmp_path).outcome == "ok"
+
+
 def test_a_worker_killed_while_it_works_does_not_hang_the_harness(worker: Worker, tmp_path: Path) -> None:
     """A process killed in the middle of a request is an outcome at once, not after the timeout."""
     assert worker.pid is not None

@@ -66,6 +66,7 @@ AIMS: dict[str, Callable[[tuple[int, int]], bool]] = {
     "ratio just over a budget": _ratio_just_over,
     "ratio just under a budget": _ratio_just_under,
     "ratio equal to a budget": lambda size: any(max(size) == b * min(size) for b in SOFT_TOKEN_BUDGETS),
+    "upright, equal to a budget": lambda size: size[0] > 1 and any(size[1] == b * size[0] for b in SOFT_TOKEN_BUDGETS),
     "a side of 1 px": lambda size: min(size) == 1 < max(size),
     "1 x 1 px": lambda size: size == (1, 1),
     "a side of 20,000 px": lambda size: max(size) == MAX_SIDE_PX,
