@@ -74,7 +74,7 @@ def grouped_findings(frames: Frames) -> list[dict[str, Any]]:
                 "limit": example["limit"],
                 "unit": example["unit"],
                 "detail": example["detail"],
-                "deviation": "" if len(unexplained) else example["deviation"],
+                "deviation": "" if len(unexplained) else str(rows["deviation"].mode()[0]),
                 "unexpected_cases": len(unexplained),
                 "replay": f"uv run harness replay {capsule}",
             }

@@ -38,7 +38,7 @@ def test_pixels_are_the_stored_ones(spec: ImageSpec) -> None:
     assert _digest(pixels(spec)) == SPECS[spec]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(image_specs())
 def test_the_same_spec_gives_the_same_bytes(spec: ImageSpec) -> None:
     """Drawing twice gives equal bytes, contiguous, of the size and channels of the spec."""

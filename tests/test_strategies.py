@@ -180,11 +180,11 @@ def test_impossible_bounds_are_refused(bounds: dict[str, Any]) -> None:
 
 def test_generated_cases_are_distinct_and_repeatable() -> None:
     """A seed gives exactly `count` different cases, the same again, and another seed gives others."""
-    drawn = generate(cases(models=MODELS), count=40, seed=3)
-    assert len({case.id for case in drawn}) == 40
-    assert generate(cases(models=MODELS), count=40, seed=3) == drawn
-    others = generate(cases(models=MODELS), count=40, seed=4)
-    assert len({case.id for case in others} - {case.id for case in drawn}) >= 36
+    drawn = generate(cases(models=MODELS), count=25, seed=3)
+    assert len({case.id for case in drawn}) == 25
+    assert generate(cases(models=MODELS), count=25, seed=3) == drawn
+    others = generate(cases(models=MODELS), count=25, seed=4)
+    assert len({case.id for case in others} - {case.id for case in drawn}) >= 22
 
 
 def test_more_cases_begin_with_the_fewer() -> None:
