@@ -53,7 +53,10 @@ class Deviation:
         """Whether the cause would show in this case, with those package versions on that device."""
         return (
             any(fnmatchcase(Path(case.model).name, pattern) for pattern in self.models)
-            and all(p in versions and versions[p] in SpecifierSet(spec) for p, spec in self.versions.items())
+            and all(
+                p in versions and SpecifierSet(spec).contains(versions[p], prereleases=True)
+                for p, spec in self.versions.items()
+            )
             and fnmatchcase(device, self.device)
             and set(self.requires) <= traits(case)
         )
@@ -90,7 +93,7 @@ def _load(path: Path) -> Deviation:
         deviation = TypeAdapter(Deviation).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
         for spec in deviation.versions.values():
             SpecifierSet(spec)
-    except (tomllib.TOMLDecodeError, ValidationError, InvalidSpecifier) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError, InvalidSpecifier) as error:
         raise UserError(f"{path} is no valid deviation: {error}") from error
     return replace(deviation, name=path.stem)
 

@@ -39,7 +39,8 @@ def _axes(spec: ImageSpec, channels: int) -> tuple[npt.NDArray[np.int64], ...]:
 def _gradient(spec: ImageSpec, channels: int) -> Pixels:
     """Every quarter of the image looks different, so that a dropped or swapped quarter shows."""
     rows, columns, shift = _axes(spec, channels)
-    ramp = rows * 255 // spec.height_px * (1 + shift % 2) + columns * 255 // spec.width_px * (2 - shift % 2)
+    down, across = rows * 255 // spec.height_px, columns * 255 // spec.width_px
+    ramp = (down * (2 + shift % 2) + across * (3 - shift % 2)) // 2
     return ((ramp + 40 * shift) % 256).astype(np.uint8)
 
 

@@ -151,7 +151,6 @@ def test_a_prompt_has_the_placeholders_of_its_images(case: Case) -> None:
     assert render(case).count(IMAGE) == (sum(answers) if is_expanded(case) else len(answers))
 
 
-@pytest.mark.xfail(strict=True, reason="`most` is lifted to min_images, past the bound on soft tokens")
 def test_more_images_than_fit_do_not_pass_the_bound() -> None:
     """Asking for at least four images leaves out the budgets at which four do not fit."""
 
@@ -244,7 +243,6 @@ def test_a_strip_shrinks_to_one_pixel_and_within_an_octave() -> None:
     assert 281 <= width_px < 2 * 281
 
 
-@pytest.mark.xfail(strict=True, reason="texts are drawn behind all images, so no image can be cut out alone")
 def test_images_that_do_not_matter_are_shrunk_away() -> None:
     """If one image matters, the others go."""
     case = _shrunk(lambda case: any(_strip((image.width_px, image.height_px)) for image in case.images))

@@ -78,7 +78,6 @@ def test_a_finding_shows_the_worst_pair() -> None:
     assert (finding.measured, finding.limit, finding.detail) == (3.0, 0, "hf and native")
 
 
-@pytest.mark.xfail(strict=True, reason="max() keeps the finite number that comes before a NaN")
 def test_nan_is_worse_than_any_number() -> None:
     """A finding with a NaN in it shows the NaN: it must not look like a small difference."""
     (finding,) = findings(CASE, [_verdict("hf", "vllm", "differ", 2.0), _verdict("hf", "native", "differ", math.nan)])

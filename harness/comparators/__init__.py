@@ -25,9 +25,9 @@ def compare(case: Case, sides: Sequence[Side], context: Context, properties: Col
     ran = [side for side in sides if side.observation.outcome == "ok"]
     if "P2" in properties:
         comparison.verdicts += counts.check_rounding(case)
-        comparison.verdicts += [verdict for side in ran for verdict in counts.check(case, side, context)]
+        comparison.verdicts += [verdict for side in sides for verdict in counts.check(case, side, context)]
     if "P6" in properties:
-        comparison.verdicts += [logprobs.check(side, context) for side in ran]
+        comparison.verdicts += [logprobs.check(side, context) for side in sides]
         kl.compare(ran, context, comparison)
     for left, right in combinations(sides, 2):
         comparison.verdicts += _compare_pair(case, left, right, context, properties)
@@ -45,7 +45,7 @@ def _compare_pair(
     absent = [f"{s.name} {s.observation.outcome}" for s in (left, right) if s.observation.outcome != "ok"]
     if absent:
         reason = ", ".join(absent)
-        stages = [entry for entry in _PAIR_STAGES if entry[0] in properties]
+        stages = [entry for entry in _PAIR_STAGES if entry[0] in properties and (case.images or entry[0] != "P7")]
         return [Verdict(*stage, *pair, "not comparable", reason=reason) for stage in stages]
     verdicts: list[Verdict] = []
     if "P1" in properties:

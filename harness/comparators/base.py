@@ -80,6 +80,13 @@ class Comparison:
     divergences: dict[tuple[str, str], Divergence] = field(default_factory=dict)
 
 
+def absent(prop: Property, stage: str, side: Side) -> Verdict:
+    """What is said of a subject by itself that did not run: nothing, but counted."""
+    return Verdict(
+        prop, stage, side.name, side.name, "not comparable", reason=f"{side.name} {side.observation.outcome}"
+    )
+
+
 def judge(
     prop: Property, stage: str, pair: tuple[str, str], measured: float, limit: float, unit: str, reason: str = ""
 ) -> Verdict:

@@ -6,13 +6,15 @@ contract.
 
 from __future__ import annotations
 
-from harness.comparators.base import Context, Side, judge
+from harness.comparators.base import Context, Side, absent, judge
 from harness.schema import Case, Verdict
 from harness.spec import placeholder_runs, soft_tokens
 
 
 def check(case: Case, side: Side, context: Context) -> list[Verdict]:
     """predicted = placeholders = feature rows <= declared maximum, image by image."""
+    if side.observation.outcome != "ok":
+        return [absent("P2", "counts", side)]
     images = len(case.images)
     ids = side.arrays["prompt_ids"].tolist()
     placeholders = [length for _, length in placeholder_runs(ids, context.tokens)]
@@ -67,6 +69,8 @@ def compare(case: Case, left: Side, right: Side) -> list[Verdict]:
 
 
 def _both_answers(case: Case, index: int) -> str:
+    if index >= len(case.images):
+        return f"the case has {len(case.images)} images"
     image = case.images[index]
     answer = soft_tokens(image.width_px, image.height_px, case.max_soft_tokens)
     return (

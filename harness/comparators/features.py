@@ -68,7 +68,11 @@ def _largest_gap(left: Array, right: Array) -> float:
 
 
 def relative_row_errors(left: Array, right: Array) -> Array:
-    """||left - right|| / ||left|| for each row of two (rows, width) arrays, in float64; NaN where 0 / 0."""
+    """||left - right|| / ||left|| for each row of two (rows, width) arrays, in float64.
+
+    A row of zeros on both sides has error 0; one on the left alone, infinity.
+    """
     left, right = left.astype(np.float64), right.astype(np.float64)
-    errors: Array = np.linalg.norm(left - right, axis=1) / np.linalg.norm(left, axis=1)
+    gaps, sizes = np.linalg.norm(left - right, axis=1), np.linalg.norm(left, axis=1)
+    errors: Array = np.divide(gaps, sizes, out=np.where(gaps == 0, 0.0, np.inf), where=sizes != 0)
     return errors

@@ -117,21 +117,28 @@ def realised_logprobs(hidden: Array, token_ids: Array, head: OutputHead) -> Floa
 
 def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> None:
     """Add a verdict at stage `hidden` for each pair: the largest KL of a position. Only equal token ids compare."""
-    groups: defaultdict[bytes, list[Side]] = defaultdict(list)
+    groups: defaultdict[tuple[bytes, tuple[int, ...]], list[Side]] = defaultdict(list)
     for side in sides:
-        groups[side.arrays["prompt_ids"].tobytes()].append(side)
-    for group in groups.values():
+        groups[side.arrays["prompt_ids"].tobytes(), side.arrays["hidden"].shape].append(side)
+    for (_, shape), group in groups.items():
+        if shape[0] != len(group[0].arrays["prompt_ids"]):
+            continue  # Stage `logprobs` says of each side that its states do not fit its prompt.
         roles = token_roles(group[0].arrays["prompt_ids"].tolist(), context.tokens)
         found = diverge([side.arrays["hidden"] for side in group], context.head, roles)
         for (left, right), divergence in found.items():
             comparison.divergences[group[left].name, group[right].name] = divergence
-    for pair in combinations((side.name for side in sides), 2):
-        comparison.verdicts.append(_verdict(pair, comparison.divergences.get(pair), context))
+    for left, right in combinations(sides, 2):
+        pair = left.name, right.name
+        if divergence := comparison.divergences.get(pair):
+            comparison.verdicts.append(_verdict(pair, divergence, context))
+            continue
+        shapes = left.arrays["hidden"].shape, right.arrays["hidden"].shape
+        same_ids = np.array_equal(left.arrays["prompt_ids"], right.arrays["prompt_ids"])
+        reason = f"hidden states of shape {shapes[0]} and {shapes[1]}" if same_ids else "prompt ids differ"
+        comparison.verdicts.append(Verdict("P6", "hidden", *pair, "not comparable", reason=reason))
 
 
-def _verdict(pair: tuple[str, str], divergence: Divergence | None, context: Context) -> Verdict:
-    if divergence is None:
-        return Verdict("P6", "hidden", *pair, "not comparable", reason="prompt ids differ")
+def _verdict(pair: tuple[str, str], divergence: Divergence, context: Context) -> Verdict:
     kl = divergence.kl_left_right
     worst = int(np.argmax(kl))  # The first NaN, if there is one.
     where = f"largest at position {worst} ({divergence.roles[worst]})"

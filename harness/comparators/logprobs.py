@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.comparators.base import Context, Side, judge
+from harness.comparators.base import Context, Side, absent, judge
 from harness.comparators.kl import realised_logprobs
 from harness.schema import Verdict
 
 
 def check(side: Side, context: Context) -> Verdict:
     """One verdict for one subject. A prompt of one token has nothing to score and agrees at 0."""
+    if side.observation.outcome != "ok":
+        return absent("P6", "logprobs", side)
     own = side.arrays["logprobs"].astype(np.float64)
+    tokens, states = len(side.arrays["prompt_ids"]), len(side.arrays["hidden"])
+    if states != tokens or len(own) != tokens - 1:
+        reason = f"{tokens} tokens, but {states} hidden states and {len(own)} log-probabilities"
+        return Verdict("P6", "logprobs", side.name, side.name, "differ", reason=reason)
     derived = realised_logprobs(side.arrays["hidden"], side.arrays["prompt_ids"], context.head)
     pair = side.name, side.name
-    if own.shape != derived.shape:
-        reason = f"{own.shape} of its own, {derived.shape} from its hidden states"
-        return Verdict("P6", "logprobs", *pair, "differ", reason=reason)
     gap = float(np.abs(own - derived).max(initial=0.0))
     return judge("P6", "logprobs", pair, gap, context.limits.logprob_nats, "nats")

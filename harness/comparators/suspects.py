@@ -8,6 +8,7 @@ out, the finding says `undecided`.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -37,9 +38,15 @@ def findings(case: Case, verdicts: Iterable[Verdict]) -> list[Finding]:
     return [_finding(case, group) for group in groups.values() if any(verdict.verdict == "differ" for verdict in group)]
 
 
+def _severity(verdict: Verdict) -> float:
+    """What was measured; something that is no number is worse than any."""
+    measured = verdict.measured or 0.0
+    return math.inf if math.isnan(measured) else measured
+
+
 def _finding(case: Case, group: Sequence[Verdict]) -> Finding:
     differing = [verdict for verdict in group if verdict.verdict == "differ"]
-    worst = max(differing, key=lambda verdict: verdict.measured or 0.0)
+    worst = max(differing, key=_severity)
     suspect = suspect_of(group)
     subjects = tuple(dict.fromkeys(name for verdict in differing for name in (verdict.left, verdict.right)))
     who = suspect if suspect != UNDECIDED else "+".join(subjects)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from harness.schema import Case, ImageSpec, Part, SoftTokenBudget
+from harness.schema import Case, Part, SoftTokenBudget
 from harness.strategies.images import image_specs
 
 MAX_IMAGES = 4
@@ -33,14 +33,6 @@ def texts() -> SearchStrategy[str]:
     return st.one_of(words, words, st.text(characters, min_size=1, max_size=40))
 
 
-def _parts(texts_drawn: Sequence[str], images: Sequence[ImageSpec], expanded: bool) -> tuple[Part, ...]:
-    """Texts and images in turn, starting with a text; empty texts vanish, which puts media first or adjacent."""
-    parts: list[Part] = []
-    for text, image in zip(texts_drawn, images, strict=False):
-        parts += [Part(text=text), Part(image=image, expanded=expanded)]
-    return tuple(part for part in [*parts, Part(text=texts_drawn[-1])] if part != Part())
-
-
 @st.composite
 def cases(draw: DrawFn, *, models: Sequence[str], min_images: int = 0, max_images: int = MAX_IMAGES) -> Case:
     """Cases over the given models; shrinks to one word, no image, budget 70.
@@ -48,21 +40,26 @@ def cases(draw: DrawFn, *, models: Sequence[str], min_images: int = 0, max_image
     Raises:
         ValueError: no model, or image bounds that exclude everything.
     """
-    if not models or not 0 <= min_images <= max_images:
+    budgets = [budget for budget in _BUDGETS if min_images * budget <= MAX_SOFT_TOKENS_PER_PROMPT]
+    if not models or not budgets or not 0 <= min_images <= max_images:
         raise ValueError(f"cases over models {list(models)} with {min_images} to {max_images} images: nothing to draw")
-    budget = draw(st.sampled_from(_BUDGETS), label="budget")
-    most = max(min_images, min(max_images, MAX_SOFT_TOKENS_PER_PROMPT // budget))
-    images: list[ImageSpec] = draw(st.lists(image_specs(), min_size=min_images, max_size=most), label="images")
-    repeated = draw(st.booleans(), label="repeat the first image")
-    if images and repeated and len(images) < most:
-        images.append(images[0])
-    expanded = bool(images) and draw(st.sampled_from((False, False, False, True)), label="expanded")
+    budget = draw(st.sampled_from(budgets), label="budget")
+    most = min(max_images, MAX_SOFT_TOKENS_PER_PROMPT // budget)
     between = st.one_of(st.just(""), texts())
-    pieces = [draw(between, label="text before") for _ in images]
-    last = draw(between if images else texts(), label="last text")
+    # A text and the image behind it are one element, so that shrinking can take both out.
+    placed = st.tuples(between, image_specs())
+    items = draw(st.lists(placed, min_size=min_images, max_size=most), label="texts and images")
+    repeated = draw(st.booleans(), label="repeat the first image")
+    if items and repeated and len(items) < most:
+        items = [*items, ("", items[0][1])]
+    expanded = draw(st.sampled_from((False, False, False, True)), label="expanded") and bool(items)
+    last = draw(between if items else texts(), label="last text")
+    pieces = [Part(text=text) for text, _ in items], [Part(image=image, expanded=expanded) for _, image in items]
+    parts = [part for pair in zip(*pieces, strict=True) for part in pair]
     return Case(
         model=draw(st.sampled_from(list(models)), label="model"),
-        parts=_parts([*pieces, last], images, expanded),
+        # Empty texts vanish, which puts media first, last or adjacent.
+        parts=tuple(part for part in [*parts, Part(text=last)] if part != Part()),
         max_soft_tokens=budget,
         form=draw(st.sampled_from(("raw", "turn")), label="form"),
     )
@@ -79,10 +76,10 @@ def generate(strategy: SearchStrategy[Case], *, count: int, seed: int) -> list[C
     """
     drawn: dict[str, Case] = {}
     for attempt in range(4 * count + 20):
-        if len(drawn) == count:
-            return list(drawn.values())
         case = _draw(strategy, seed * 1_000_003 + attempt)
         drawn.setdefault(case.id, case)
+        if len(drawn) == count:
+            return list(drawn.values())
     raise ValueError(f"asked for {count} different cases, but the strategy gave {len(drawn)}")
 
 
