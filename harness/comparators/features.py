@@ -8,7 +8,7 @@ norm. Row 0 of each image has a verdict of its own (`mm_features.first`), becaus
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -30,22 +30,19 @@ def _verdicts(images: int, left: Side, right: Side, limits: Limits) -> Iterator[
         if isinstance(paired, str):
             yield Verdict("P7", stage, *pair, "differ", reason=paired)
         elif stage in _INPUT_STAGES:
-            worst = float(np.max([_largest_gap(a, b) for a, b in paired]))  # max() would lose a NaN that is not first.
+            worst = _worst([np.abs(a.astype(np.float64) - b) for a, b in paired])
             limit = limits.pixel_absolute if stage == "pixels" else 0.0
             yield judge("P7", stage, pair, worst, limit, _INPUT_STAGES[stage])
         else:
             errors = [relative_row_errors(a, b) for a, b in paired]
-            yield judge(
-                "P7",
-                "mm_features.first",
-                pair,
-                float(np.max([e[0] for e in errors])),
-                limits.feature_relative,
-                "relative error",
-            )
-            yield judge(
-                "P7", stage, pair, float(np.max([e.max() for e in errors])), limits.feature_relative, "relative error"
-            )
+            limit, unit = limits.feature_relative, "relative error"
+            yield judge("P7", "mm_features.first", pair, _worst([e[:1] for e in errors]), limit, unit)
+            yield judge("P7", stage, pair, _worst(errors), limit, unit)
+
+
+def _worst(arrays: Sequence[Array]) -> float:
+    """The largest value; NaN if there is one anywhere, which `max()` would lose. A size of 0 has no error."""
+    return float(np.max([array.max(initial=0.0) for array in arrays]))
 
 
 def _paired(stage: str, images: int, left: Side, right: Side) -> list[tuple[Array, Array]] | str:
@@ -59,12 +56,6 @@ def _paired(stage: str, images: int, left: Side, right: Side) -> list[tuple[Arra
         if a.shape != b.shape:
             return f"{key}: {left.name} {a.shape}, {right.name} {b.shape}"
     return pairs
-
-
-def _largest_gap(left: Array, right: Array) -> float:
-    if np.array_equal(left, right):
-        return 0.0
-    return float(np.abs(left.astype(np.float64) - right).max())
 
 
 def relative_row_errors(left: Array, right: Array) -> Array:

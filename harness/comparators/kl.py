@@ -127,18 +127,17 @@ def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> 
         found = diverge([side.arrays["hidden"] for side in group], context.head, roles)
         for (left, right), divergence in found.items():
             comparison.divergences[group[left].name, group[right].name] = divergence
-    for left, right in combinations(sides, 2):
-        pair = left.name, right.name
-        if divergence := comparison.divergences.get(pair):
-            comparison.verdicts.append(_verdict(pair, divergence, context))
-            continue
+    comparison.verdicts += [_verdict(*pair, context, comparison) for pair in combinations(sides, 2)]
+
+
+def _verdict(left: Side, right: Side, context: Context, comparison: Comparison) -> Verdict:
+    pair = left.name, right.name
+    divergence = comparison.divergences.get(pair)
+    if divergence is None:
         shapes = left.arrays["hidden"].shape, right.arrays["hidden"].shape
         same_ids = np.array_equal(left.arrays["prompt_ids"], right.arrays["prompt_ids"])
         reason = f"hidden states of shape {shapes[0]} and {shapes[1]}" if same_ids else "prompt ids differ"
-        comparison.verdicts.append(Verdict("P6", "hidden", *pair, "not comparable", reason=reason))
-
-
-def _verdict(pair: tuple[str, str], divergence: Divergence, context: Context) -> Verdict:
+        return Verdict("P6", "hidden", *pair, "not comparable", reason=reason)
     kl = divergence.kl_left_right
     worst = int(np.argmax(kl))  # The first NaN, if there is one.
     where = f"largest at position {worst} ({divergence.roles[worst]})"
