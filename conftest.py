@@ -49,7 +49,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a model. Session scope makes pytest run all tests of a model before the next is loaded."""
-    if "model" in metafunc.fixturenames:
+    if {"model", "require"} <= set(metafunc.fixturenames):
         metafunc.parametrize("model", metafunc.config.getoption("--models").split(","), scope="session")
 
 
