@@ -92,8 +92,7 @@ class Fleet:
         self.loaded: Path | None = None
         self.reports: dict[str, LoadReport] = {}
         self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.workers}
-        memory = Path("/dev/shm")  # noqa: S108 - memory-backed; mkdtemp makes a private directory in it
-        self.scratch = Path(tempfile.mkdtemp(prefix="harness-", dir=memory if os.access(memory, os.W_OK) else None))
+        self.scratch = _scratch()
 
     def load(self, checkpoint: Path, *, audit: bool = False) -> None:
         """Load a checkpoint into every worker at once. One that cannot is absent until the next checkpoint."""
@@ -147,6 +146,17 @@ class Fleet:
         for worker in self.workers.values():
             worker.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _scratch() -> Path:
+    """A private directory in memory where there is such a place; what killed campaigns left there is removed."""
+    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a directory that is ours alone
+    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    for left in place.glob("harness-*-*"):
+        owner = left.name.split("-")[1]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"harness-{os.getpid()}-", dir=place))
 
 
 def _absent(case: Case, subject: str, why: str) -> Future[Observation]:

@@ -87,6 +87,7 @@ def _watched(console: Console) -> Iterator[session.Watch]:
 
 @app.command()
 def run(
+    context: typer.Context,
     profile: Annotated[str, typer.Option(help=f"How many cases: {session.PROFILES}.")] = "smoke",
     subjects: Annotated[str, typer.Option(help="Comma-separated; the first is the reference of KL.")] = "",
     models: Annotated[str, typer.Option(help="all, zoo names, or checkpoint directories; comma-separated.")] = "all",
@@ -110,6 +111,7 @@ def run(
     """
     console = Console(stderr=json_file == "-")
     if resume:
+        _refuse_with_resume(context)
         kept = RunStore.open(store, resume)
         plan = session.plan_of(kept)
     else:
@@ -138,6 +140,14 @@ def run(
     _write_document(json_file, document)
     unexpected = any(finding["unexpected_cases"] for finding in document["findings"])
     raise typer.Exit(1 if unexpected or (strict and stale) else 0)
+
+
+def _refuse_with_resume(context: typer.Context) -> None:
+    """A run that goes on has its plan; options that would change it are refused, not ignored."""
+    free = {"resume", "store", "json_file", "strict"}
+    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    if changed := [f"--{name.replace('_', '-')}" for name in given if name not in free]:
+        raise UserError(f"--resume goes on with the run's own plan; leave out {', '.join(changed)}")
 
 
 def _carry_out(kept: RunStore, plan: session.Plan, console: Console) -> None:

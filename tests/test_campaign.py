@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -100,6 +101,19 @@ def test_ten_kills_leave_every_case_with_one_outcome(workers: Fleet) -> None:
     assert sum(outcomes.values()) == 3 * len(cases)
     assert set(outcomes) == {"ok", "crashed"}
     assert 1 <= outcomes["crashed"] <= killed == 10
+
+
+def test_what_a_killed_campaign_left_in_memory_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scratch space whose owner is gone is freed by the next campaign; that of a living one stays."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, living = tmp_path / f"harness-{gone.pid}-a", tmp_path / f"harness-{os.getpid()}-b"
+    left.mkdir()
+    living.mkdir()
+    Fleet([], Options(), tmp_path).close()
+    assert (left.exists(), living.exists()) == (False, True)
 
 
 def plan() -> Plan:

@@ -5,17 +5,36 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import cli
 from harness.store import runs
 
+Completed = subprocess.CompletedProcess[str]
+Call = Callable[..., Completed]
 
-def harness(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+
+def harness(*arguments: str) -> Completed:
     command = [sys.executable, "-m", "harness", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(name="call")
+def _call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command in this process: what is refused is refused before an engine starts, so no other is needed."""
+
+    def call(*arguments: str) -> Completed:
+        monkeypatch.setattr(sys, "argv", ["harness", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return Completed(arguments, int(ended.value.code or 0), printed.out, printed.err)
+
+    return call
 
 
 @pytest.fixture(name="no_checkpoint")
@@ -34,63 +53,64 @@ def _no_checkpoint(tmp_path: Path) -> Path:
         (["run", "--properties", "P99"], "--properties P99: must be one of P1"),
         (["run", "--dtype", "int8"], "--dtype int8: must be one of float32"),
         (["run", "--resume", "never"], "no run never in"),
+        (["run", "--resume", "never", "--seed", "3"], "leave out --seed"),
         (["replay", "nowhere.json"], "cannot read capsule nowhere.json"),
         (["replay", "abcdefabcdef"], "no case abcdefabcdef"),
         (["report"], "no run in"),
     ],
 )
-def test_wrong_use_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_wrong_use_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], words: str, call: Call) -> None:
     """A bad value is named, the fix is said, and nothing is written."""
     store = tmp_path / "store"
-    result = harness(*arguments, "--store", str(store))
+    result = call(*arguments, "--store", str(store))
     assert result.returncode == 2
     assert words in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not store.exists()
 
 
-def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path, no_checkpoint: Path) -> None:
+def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path, no_checkpoint: Path, call: Call) -> None:
     """A directory without a Gemma 4 config.json is named before any engine starts."""
-    result = harness("run", "--models", str(no_checkpoint), "--store", str(tmp_path / "store"))
+    result = call("run", "--models", str(no_checkpoint), "--store", str(tmp_path / "store"))
     assert (result.returncode, (tmp_path / "store").exists()) == (2, False)
     assert "is no checkpoint: cannot read its config.json" in result.stderr
 
 
-def test_a_foreign_checkpoint_is_refused(tmp_path: Path, no_checkpoint: Path) -> None:
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path, no_checkpoint: Path, call: Call) -> None:
     """Another model's checkpoint is named by its model_type."""
     (no_checkpoint / "config.json").write_text('{"model_type": "llama"}')
-    result = harness("run", "--models", str(no_checkpoint), "--store", str(tmp_path / "store"))
+    result = call("run", "--models", str(no_checkpoint), "--store", str(tmp_path / "store"))
     assert result.returncode == 2
     assert "model_type is 'llama'" in result.stderr
 
 
-def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path, call: Call) -> None:
     """A store below a file cannot exist: one line, status 2."""
     (tmp_path / "file").write_text("in the way")
-    result = harness("run", "--cases", "1", "--models", "tiny-e2b", "--store", str(tmp_path / "file" / "store"))
+    result = call("run", "--cases", "1", "--models", "tiny-e2b", "--store", str(tmp_path / "file" / "store"))
     assert result.returncode == 2
     assert "cannot write to the store" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_a_corrupted_capsule_is_refused(tmp_path: Path) -> None:
+def test_a_corrupted_capsule_is_refused(tmp_path: Path, call: Call) -> None:
     """A capsule that is no JSON is one line and status 2."""
     (tmp_path / "bad.json").write_text("{")
-    result = harness("replay", str(tmp_path / "bad.json"))
+    result = call("replay", str(tmp_path / "bad.json"))
     assert result.returncode == 2
     assert "is no valid capsule" in result.stderr
 
 
-def test_help_teaches() -> None:
+def test_help_teaches(call: Call) -> None:
     """Every command says what it does, and the exit status is explained."""
-    result = harness("--help")
+    result = call("--help")
     assert result.returncode == 0
     for word in ("run", "replay", "report", "doctor", "zoo", "Exit status"):
         assert word in result.stdout
 
 
 @pytest.fixture(name="ran", scope="module")
-def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], dict[str, Any], Path]:
+def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Completed, dict[str, Any], Path]:
     store = tmp_path_factory.mktemp("store")
     options = ["--models", "tiny-31b", "--cases", "6", "--no-deviations", "--json", "-"]
     result = harness("run", *options, "--store", str(store))
@@ -99,7 +119,7 @@ def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Completed
 
 @pytest.mark.engines
 def test_json_to_standard_output_is_alone_there(
-    ran: tuple[subprocess.CompletedProcess[str], dict[str, Any], Path],
+    ran: tuple[Completed, dict[str, Any], Path],
 ) -> None:
     """`--json -` prints one document, with every field that design.md names, and nothing else."""
     result, written, _ = ran
@@ -114,7 +134,7 @@ def test_json_to_standard_output_is_alone_there(
 
 @pytest.mark.engines
 def test_the_missing_mask_of_vllm_on_cpu_is_found(
-    ran: tuple[subprocess.CompletedProcess[str], dict[str, Any], Path],
+    ran: tuple[Completed, dict[str, Any], Path],
 ) -> None:
     """Without deviations the run fails, and P6 has one signature: vllm, in cases with an image only."""
     result, written, store = ran
@@ -129,7 +149,7 @@ def test_the_missing_mask_of_vllm_on_cpu_is_found(
 
 @pytest.mark.engines
 def test_a_finding_is_replayed_by_its_command(
-    ran: tuple[subprocess.CompletedProcess[str], dict[str, Any], Path],
+    ran: tuple[Completed, dict[str, Any], Path],
 ) -> None:
     """The command that a finding prints runs its capsule again and says FAILED."""
     _, written, _ = ran
@@ -140,9 +160,7 @@ def test_a_finding_is_replayed_by_its_command(
 
 
 @pytest.mark.engines
-def test_the_page_of_a_run_is_written_again(
-    ran: tuple[subprocess.CompletedProcess[str], dict[str, Any], Path], tmp_path: Path
-) -> None:
+def test_the_page_of_a_run_is_written_again(ran: tuple[Completed, dict[str, Any], Path], tmp_path: Path) -> None:
     """`harness report` prints the path of the page that it wrote."""
     result = harness("report", "--store", str(ran[2]), "--out", str(tmp_path / "site"))
     assert result.returncode == 0
