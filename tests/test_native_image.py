@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ZOO = Path(__file__).parents[1] / ".harness" / "zoo"
 HF_PROCESSOR: Any = AutoProcessor
-TOKENS = TokenIds(pad=0, image_begin=10, image=11, image_end=12, video=13, audio=14)
+TOKENS = TokenIds(pad=0, image_begin=10, image=11, image_end=12, video=13, audio_begin=14, audio=15, audio_end=16)
 SIDES_PX = {"tiny-e2b": 16, "tiny-12b": 48}
 # One pixel, two pixels, no resize, and every way to become a single row or column of soft tokens.
 HARD_SIZES = [
@@ -187,8 +187,8 @@ def test_a_text_without_images_is_left_alone() -> None:
         ([5], [4], "0 image placeholders, but 1 images"),
         ([11], [], "1 image placeholders, but 0 images"),
         ([11, 10, 11, 11, 12], [4, 3], "image 1 is already expanded to 2 soft tokens, but its size gives 3"),
-        ([5, 13], [], "video token 13"),
-        ([14], [], "audio token 14"),
+        ([5, 10, 13, 12], [], "1 video frame placeholders, but 0 video frames"),
+        ([15], [], "1 audio placeholders, but 0 audios"),
     ],
 )
 def test_expansion_errors_show_the_numbers(ids: list[int], counts: list[int], message: str) -> None:
