@@ -75,7 +75,11 @@ def generated(count: int) -> list[Case]:
     return [Case(n, ("noise", "tone", "silence", "clipped")[seed % 4], seed) for seed, n in enumerate(lengths)]
 
 
-CASES = [*(Case((samples,), "noise", samples) for samples in BOUNDARIES), *generated(31)]
+CASES = [
+    *(Case((samples,), "noise", samples) for samples in BOUNDARIES),
+    Case((100, 5000, 160), "noise", 1),
+    *generated(31),
+]
 SECOND = Case((16_000,), "noise", 5)
 
 

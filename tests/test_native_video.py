@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,6 +13,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.gemma4_unified import modeling_gemma4_unified as unified
@@ -20,10 +22,10 @@ from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
 from harness.native import Gemma4, Prepared, Recorder, Video, sample_indices
 from harness.native.config import SLIDING, TokenIds
-from harness.native.image import reference_size, soft_tokens
+from harness.native.image import ImagePatches, reference_size, soft_tokens
 from harness.native.masks import image_blocks, layer_masks
-from harness.native.prompt import VIDEO, expand
-from harness.native.video import timestamp
+from harness.native.prompt import VIDEO, expand, open_videos, tokenize
+from harness.native.video import VideoPatches, timestamp
 from harness.zoo import ensure
 
 ZOO = Path(__file__).parents[1] / ".harness" / "zoo"
@@ -292,6 +294,19 @@ def test_prompt_forms_are_one_prompt(small: Gemma4) -> None:
         assert torch.equal(again.media_types, bare.media_types)
     by_itself = small.prepare(ids, videos=videos, max_soft_tokens=70)
     assert small.tokenizer.decode(by_itself.token_ids.tolist()) == small.tokenizer.decode(bare.token_ids.tolist())
+
+
+def test_a_time_is_read_with_the_text_before_it() -> None:
+    """A tokenizer that joins "a" and "0" does so in a text with a video, as the reference does; ids stay as given."""
+    words = ["<|image>", "<|image|>", "<image|>", "<|video|>", "a", "0", ":", " ", "a0"]
+    joining = Tokenizer(BPE({word: number for number, word in enumerate(words)}, [("a", "0")]))
+    joining.add_special_tokens(words[:4])
+    tokens = replace(TOKENS, image_begin=0, image=1, image_end=2, video=3)
+    still = VideoPatches((ImagePatches(torch.zeros(9, 768), torch.zeros(9, 2), soft_tokens=1),), ("00:00",))
+    text = open_videos(joining, "a<|video|>", [still], tokens)
+    assert text == "a00:00 <|image><|video|><image|>"
+    assert tokenize(joining, text, 9) == [8, 5, 6, 5, 5, 7, 0, 3, 2]
+    assert open_videos(joining, [4, 3], [still], tokens) == [4, 5, 5, 6, 5, 5, 7, 0, 3, 2]
 
 
 def test_expansion_by_hand() -> None:
