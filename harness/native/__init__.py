@@ -5,7 +5,8 @@ It is an island: it shares no code with the engines it is compared with, nor wit
 
 from .audio_features import audio_tokens, waveform_tokens
 from .image import contract_size, reference_size, soft_tokens
-from .model import Gemma4, Prepared, Recorder, Tap
+from .inputs import Prepared
+from .model import Gemma4, Recorder, Tap
 from .video import Video, sample_indices
 
 __all__ = [

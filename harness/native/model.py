@@ -9,7 +9,6 @@ One sample at a time. Everything that decides a number is in this package; no en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,15 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from .audio import AudioTower
-from .audio_features import AudioFrames, prepare_audio
 from .config import ModelConfig, TowerConfig, read_config
 from .config_media import AudioTowerConfig
-from .image import ImagePatches, prepare_image
+from .inputs import Prepared, prepare_inputs
 from .masks import layer_masks
-from .prompt import AUDIO, IMAGE, TEXT, VIDEO, expand, open_videos, read_tokenizer, tokenize
+from .prompt import AUDIO, IMAGE, TEXT, VIDEO, read_tokenizer
 from .text import Decoder
 from .unified import UnifiedEmbedder, WaveformEmbedder
-from .video import Video, VideoPatches, prepare_video
 from .vision import VisionTower
 from .weights import LoadReport, load
 
@@ -34,6 +31,10 @@ if TYPE_CHECKING:
 
     import numpy as np
     from tokenizers import Tokenizer
+
+    from .audio_features import AudioFrames
+    from .image import ImagePatches
+    from .video import Video, VideoPatches
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -63,20 +64,6 @@ class Recorder:
 class _Silence:
     def record(self, name: str, tensor: Tensor) -> None:
         """Ignore a tensor."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A prompt for the model: ids (T,), media types (T,), and what each item is cut into.
-
-    A media type is 0 for text and 1, 2 or 3 for a soft token of an image, a video or a recording.
-    """
-
-    token_ids: Tensor
-    media_types: Tensor
-    images: tuple[ImagePatches, ...]
-    audios: tuple[AudioFrames, ...] = ()
-    videos: tuple[VideoPatches, ...] = ()
 
 
 class Network(nn.Module):
@@ -146,36 +133,7 @@ class Gemma4:
             videos: in the order of the prompt.
             max_soft_tokens: the budget of each image; the frames of a video have one of their own.
         """
-        if len(prompt) == 0:
-            raise ValueError(f"the prompt has no tokens: {prompt!r}; start it with <bos>")
-        cut = tuple(self._image(image, max_soft_tokens) for image in images)
-        heard = tuple(self._audio(samples) for samples in audios)
-        shown = tuple(self._video(video) for video in videos)
-        tokens, vocabulary = self.config.tokens, self.config.text.vocabulary
-        opened = open_videos(self.tokenizer, prompt, shown, tokens)
-        expansion = expand(
-            tokenize(self.tokenizer, opened, vocabulary),
-            [image.soft_tokens for image in cut],
-            tokens,
-            frames=[frame.soft_tokens for video in shown for frame in video.frames],
-            audios=[audio.soft_tokens for audio in heard],
-        )
-        return Prepared(
-            torch.tensor(expansion.token_ids), torch.tensor(expansion.media_types), cut, audios=heard, videos=shown
-        )
-
-    def _image(self, image: np.ndarray, max_soft_tokens: int) -> ImagePatches:
-        side_px, scale = self.config.vision.patch_px, self.config.pixel_scale
-        return prepare_image(image, max_soft_tokens, side_px=side_px, pixel_scale=scale)
-
-    def _audio(self, samples: np.ndarray) -> AudioFrames:
-        if self.config.audio is None:
-            raise ValueError("this checkpoint hears nothing: audio_config in config.json is null; give no audio")
-        return prepare_audio(samples, self.config.audio)
-
-    def _video(self, video: Video) -> VideoPatches:
-        side_px, scale = self.config.vision.patch_px, self.config.pixel_scale
-        return prepare_video(video, self.config.video, side_px=side_px, pixel_scale=scale)
+        return prepare_inputs(self.config, self.tokenizer, prompt, images, audios, videos, max_soft_tokens)
 
     @torch.no_grad()
     def forward(self, prepared: Prepared, *, tap: Tap | None = None) -> Tensor:
