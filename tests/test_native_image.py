@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ZOO = Path(__file__).parents[1] / ".harness" / "zoo"
 HF_PROCESSOR: Any = AutoProcessor
-TOKENS = TokenIds(pad=0, image_begin=10, image=11, image_end=12, video=13, audio=14)
+TOKENS = TokenIds(pad=0, image_begin=10, image=11, image_end=12, video=13, audio_begin=14, audio=15, audio_end=16)
 SIDES_PX = {"tiny-e2b": 16, "tiny-12b": 48}
 # One pixel, two pixels, no resize, and every way to become a single row or column of soft tokens.
 HARD_SIZES = [
@@ -187,8 +187,8 @@ def test_a_text_without_images_is_left_alone() -> None:
         ([5], [4], "0 image placeholders, but 1 images"),
         ([11], [], "1 image placeholders, but 0 images"),
         ([11, 10, 11, 11, 12], [4, 3], "image 1 is already expanded to 2 soft tokens, but its size gives 3"),
-        ([5, 13], [], "video token 13"),
-        ([14], [], "audio token 14"),
+        ([5, 10, 13, 12], [], "1 video frame placeholders, but 0 video frames"),
+        ([15], [], "1 audio placeholders, but 0 audios"),
     ],
 )
 def test_expansion_errors_show_the_numbers(ids: list[int], counts: list[int], message: str) -> None:
@@ -197,51 +197,52 @@ def test_expansion_errors_show_the_numbers(ids: list[int], counts: list[int], me
         expand(ids, counts, TOKENS)
 
 
-@pytest.fixture(name="model", scope="module")
-def _model() -> Gemma4:
+# Not called `model`: the conformance suite parametrises every test that takes a fixture of that name.
+@pytest.fixture(name="small", scope="module")
+def _small() -> Gemma4:
     return Gemma4.load(ensure("tiny-e2b", ZOO), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
     "text", ["<bos>a<|image|>b", "no bos <|image|><|image|> ünïcödé 🙂", "<|image|>", "  two  spaces\n"]
 )
-def test_token_ids_are_those_of_the_reference(model: Gemma4, text: str) -> None:
+def test_token_ids_are_those_of_the_reference(small: Gemma4, text: str) -> None:
     """Text becomes the reference's ids: no BOS is added, and media types mark the same tokens."""
     images = [_random_image(np.random.default_rng(1), 50, 80)] * text.count("<|image|>")
     processor = HF_PROCESSOR.from_pretrained(ensure("tiny-e2b", ZOO))
     extra = {"images": [Image.fromarray(image) for image in images], "max_soft_tokens": 70} if images else {}
     theirs = processor(text=text, **extra)
-    ours = model.prepare(text, images, max_soft_tokens=70)
+    ours = small.prepare(text, images, max_soft_tokens=70)
     assert ours.token_ids.tolist() == theirs["input_ids"][0]
     assert ours.media_types.tolist() == theirs["mm_token_type_ids"][0]
 
 
-def test_prompt_forms_are_one_prompt(model: Gemma4) -> None:
+def test_prompt_forms_are_one_prompt(small: Gemma4) -> None:
     """Text, its ids, expanded text and expanded ids prepare to the same tokens."""
     image = _random_image(np.random.default_rng(2), 64, 64)
-    bare = model.prepare("<bos>a<|image|>b", [image], max_soft_tokens=70)
+    bare = small.prepare("<bos>a<|image|>b", [image], max_soft_tokens=70)
     run = "<|image|>" * bare.images[0].soft_tokens
-    ids = model.tokenizer.encode("<bos>a<|image|>b").ids
+    ids = small.tokenizer.encode("<bos>a<|image|>b").ids
     for prompt in (ids, f"<bos>a<|image>{run}<image|>b", bare.token_ids.tolist()):
-        again = model.prepare(prompt, [image], max_soft_tokens=70)
+        again = small.prepare(prompt, [image], max_soft_tokens=70)
         assert torch.equal(again.token_ids, bare.token_ids)
         assert torch.equal(again.media_types, bare.media_types)
 
 
 @pytest.mark.parametrize("prompt", ["", []])
-def test_an_empty_prompt_is_refused(model: Gemma4, prompt: str | list[int]) -> None:
+def test_an_empty_prompt_is_refused(small: Gemma4, prompt: str | list[int]) -> None:
     """A prompt without a single token is an error, for there is nothing to predict from."""
     with pytest.raises(ValueError, match="the prompt has no tokens"):
-        model.prepare(prompt, [], max_soft_tokens=70)
+        small.prepare(prompt, [], max_soft_tokens=70)
 
 
-def test_an_id_outside_the_vocabulary_is_refused(model: Gemma4) -> None:
+def test_an_id_outside_the_vocabulary_is_refused(small: Gemma4) -> None:
     """An id past the last row of the embedding is an error with the id and its position."""
     with pytest.raises(ValueError, match=r"token id 1000000 at position 1 is outside 0 \.\.\. "):
-        model.prepare([2, 1_000_000], [], max_soft_tokens=70)
+        small.prepare([2, 1_000_000], [], max_soft_tokens=70)
 
 
-def test_media_ids_come_from_the_configuration(model: Gemma4) -> None:
+def test_media_ids_come_from_the_configuration(small: Gemma4) -> None:
     """Media ids are those of config.json and fit the tokenizer; none is assumed."""
-    assert model.config.tokens.audio == model.tokenizer.token_to_id("<|audio|>")
-    assert model.config.tokens.image == model.tokenizer.token_to_id("<|image|>")
+    assert small.config.tokens.audio == small.tokenizer.token_to_id("<|audio|>")
+    assert small.config.tokens.image == small.tokenizer.token_to_id("<|image|>")

@@ -1,9 +1,24 @@
-"""An independent implementation of Gemma 4 for text and images, in PyTorch.
+"""An independent implementation of Gemma 4 for text, images, sound and video, in PyTorch.
 
 It is an island: it shares no code with the engines it is compared with, nor with the rest of the harness.
 """
 
+from .audio_features import audio_tokens, waveform_tokens
 from .image import contract_size, reference_size, soft_tokens
-from .model import Gemma4, Prepared, Recorder, Tap
+from .inputs import Prepared
+from .model import Gemma4, Recorder, Tap
+from .video import Video, sample_indices
 
-__all__ = ["Gemma4", "Prepared", "Recorder", "Tap", "contract_size", "reference_size", "soft_tokens"]
+__all__ = [
+    "Gemma4",
+    "Prepared",
+    "Recorder",
+    "Tap",
+    "Video",
+    "audio_tokens",
+    "contract_size",
+    "reference_size",
+    "sample_indices",
+    "soft_tokens",
+    "waveform_tokens",
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .config_media import AudioTowerConfig, VideoConfig, WaveformConfig, read_audio, read_pixel_scale, read_video
 from .fields import Section, read_section
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ class TokenIds:
     image: int
     image_end: int
     video: int
+    audio_begin: int
     audio: int
+    audio_end: int
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class ModelConfig:
 
     text: TextConfig
     vision: TowerConfig | UnifiedConfig
+    audio: AudioTowerConfig | WaveformConfig | None
+    video: VideoConfig
     tokens: TokenIds
     pixel_scale: float
 
@@ -124,11 +129,14 @@ def read_config(directory: Path) -> ModelConfig:
     top.only("tie_word_embeddings", True)
     unified = top.values["model_type"] == "gemma4_unified"
     vision = top.section("vision_config")
+    processor = read_section(directory / "processor_config.json")
     return ModelConfig(
         text=_text(top.section("text_config")),
         vision=_unified(vision) if unified else _tower(vision),
+        audio=read_audio(top, processor),
+        video=read_video(processor),
         tokens=_tokens(top),
-        pixel_scale=_pixel_scale(read_section(directory / "processor_config.json")),
+        pixel_scale=read_pixel_scale(processor),
     )
 
 
@@ -139,7 +147,10 @@ def _tokens(top: Section) -> TokenIds:
         image=top.integer("image_token_id"),
         image_end=top.integer("eoi_token_id"),
         video=top.integer("video_token_id"),
+        audio_begin=top.integer("boa_token_id"),
         audio=top.integer("audio_token_id"),
+        # Published under two names; the 12B has this one alone.
+        audio_end=top.integer("eoa_token_index"),
     )
 
 
@@ -236,12 +247,3 @@ def _unified(vision: Section) -> UnifiedConfig:
         position_rows=vision.integer("mm_posemb_size"),
         eps=vision.number("rms_norm_eps"),
     )
-
-
-def _pixel_scale(processor: Section) -> float:
-    image = processor.section("image_processor")
-    for name in ("do_resize", "do_rescale"):
-        image.only(name, True)
-    image.only("do_normalize", False)
-    image.only("resample", 3)
-    return image.number("rescale_factor")

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .config import FULL, SLIDING
+from .prompt import IMAGE, VIDEO
 
 
 def image_blocks(media_types: Tensor) -> Tensor:
-    """Number each unbroken run of soft tokens 1, 2, ...; text is 0. (T,) -> (T,)."""
-    soft = media_types != 0
+    """Number each unbroken run of image or video tokens 1, 2, ...; text and audio are 0. (T,) -> (T,)."""
+    soft = (media_types == IMAGE) | (media_types == VIDEO)
     before = torch.cat([soft.new_zeros(1), soft[:-1]])
     return torch.cumsum(soft & ~before, dim=0) * soft
 

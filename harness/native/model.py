@@ -1,35 +1,40 @@
-"""Gemma 4 for text and images, start to end: load, prepare, forward, logits.
+"""Gemma 4 for text, images, sound and video, start to end: load, prepare, forward, logits.
 
-Shapes: T tokens after expansion; P patches and S soft tokens of one image; H decoder width; V vocabulary.
+Shapes: T tokens after expansion; P patches and S soft tokens of one item; H decoder width; V vocabulary.
 
-    prompt, images -> `prepare` -> ids (T,), patches (P, .) -> `forward` -> (T, H) -> `logits` -> (T, V)
+    prompt, media -> `prepare` -> ids (T,), patches (P, .) -> `forward` -> (T, H) -> `logits` -> (T, V)
 
 One sample at a time. Everything that decides a number is in this package; no engine shares it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .audio import AudioTower
 from .config import ModelConfig, TowerConfig, read_config
-from .image import ImagePatches, prepare_image
+from .config_media import AudioTowerConfig
+from .inputs import Prepared, prepare_inputs
 from .masks import layer_masks
-from .prompt import IMAGE, expand, read_tokenizer, tokenize
+from .prompt import AUDIO, IMAGE, TEXT, VIDEO, read_tokenizer
 from .text import Decoder
-from .unified import UnifiedEmbedder
+from .unified import UnifiedEmbedder, WaveformEmbedder
 from .vision import VisionTower
 from .weights import LoadReport, load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from tokenizers import Tokenizer
+
+    from .audio_features import AudioFrames
+    from .image import ImagePatches
+    from .video import Video, VideoPatches
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,7 +42,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class Tap(Protocol):
     """Is shown intermediate tensors by name.
 
-    `mm_features.I` (S, H) for image I, `merged_embeddings`, `layer.K` after layer K, `hidden`: all (T, H).
+    `mm_features.I` (S, H) for image I, `video_features.I` for all frames of video I, `audio_features.I`,
+    `merged_embeddings`, `layer.K` after layer K, `hidden`: all (T, H).
     """
 
     def record(self, name: str, tensor: Tensor) -> None:
@@ -60,17 +66,8 @@ class _Silence:
         """Ignore a tensor."""
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A prompt for the model: ids (T,), media types (T,) with 1 on soft tokens, each image's patches."""
-
-    token_ids: Tensor
-    media_types: Tensor
-    images: tuple[ImagePatches, ...]
-
-
 class Network(nn.Module):
-    """The weights: a decoder, and either a vision tower or the unified embedder."""
+    """The weights: a decoder, a vision tower or the unified embedder, and what hears, where there is any."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -79,6 +76,11 @@ class Network(nn.Module):
             self.tower = VisionTower(config.vision, config.text.hidden)
         else:
             self.unified = UnifiedEmbedder(config.vision, config.text.hidden)
+        self.audio: AudioTower | WaveformEmbedder | None = None
+        if isinstance(config.audio, AudioTowerConfig):
+            self.audio = AudioTower(config.audio, config.text.hidden)
+        elif config.audio is not None:
+            self.audio = WaveformEmbedder(config.audio, config.text.hidden)
 
     @property
     def vision(self) -> VisionTower | UnifiedEmbedder:
@@ -113,21 +115,25 @@ class Gemma4:
         report = load(directory, network, config.text, dtype, device)
         return cls(config, read_tokenizer(directory), network, report)
 
-    def prepare(self, prompt: str | Sequence[int], images: Sequence[np.ndarray], *, max_soft_tokens: int) -> Prepared:
-        """Tokenise, expand placeholders, resize and cut images.
+    def prepare(
+        self,
+        prompt: str | Sequence[int],
+        images: Sequence[np.ndarray] = (),
+        audios: Sequence[np.ndarray] = (),
+        videos: Sequence[Video] = (),
+        *,
+        max_soft_tokens: int,
+    ) -> Prepared:
+        """Tokenise, expand placeholders, cut media.
 
         Args:
-            prompt: text or token ids, with one placeholder per image, bare or expanded.
+            prompt: text or token ids, with one placeholder per item, bare or expanded.
             images: (height, width, 3) uint8 RGB, in the order of the prompt.
-            max_soft_tokens: the budget of each image.
+            audios: (samples,) float, mono at 16 kHz, in the order of the prompt.
+            videos: in the order of the prompt.
+            max_soft_tokens: the budget of each image; the frames of a video have one of their own.
         """
-        side_px, scale = self.config.vision.patch_px, self.config.pixel_scale
-        ids = tokenize(self.tokenizer, prompt, self.config.text.vocabulary)
-        if not ids:
-            raise ValueError(f"the prompt has no tokens: {prompt!r}; start it with <bos>")
-        cut = tuple(prepare_image(image, max_soft_tokens, side_px=side_px, pixel_scale=scale) for image in images)
-        expansion = expand(ids, [image.soft_tokens for image in cut], self.config.tokens)
-        return Prepared(torch.tensor(expansion.token_ids), torch.tensor(expansion.media_types), cut)
+        return prepare_inputs(self.config, self.tokenizer, prompt, images, audios, videos, max_soft_tokens)
 
     @torch.no_grad()
     def forward(self, prepared: Prepared, *, tap: Tap | None = None) -> Tensor:
@@ -136,11 +142,12 @@ class Gemma4:
         decoder, text = self.network.decoder, self.config.text
         device = decoder.embedding.device
         media_types = prepared.media_types.to(device)
-        soft = media_types == IMAGE
+        soft = media_types != TEXT
         # Soft tokens have no meaning of their own in the embedding tables: they count as padding there.
         token_ids = prepared.token_ids.to(device).masked_fill(soft, self.config.tokens.pad)
         embedded = decoder.embed(token_ids)
-        embedded[soft] = torch.cat([embedded[:0], *self.features(prepared.images, tap)])
+        for medium, rows in self.media_rows(prepared, tap):
+            embedded[media_types == medium] = torch.cat([embedded[:0], *rows])
         tap.record("merged_embeddings", embedded)
         masks = layer_masks(media_types, text.window, vision_blocks=text.vision_blocks)
         hidden: Tensor = decoder(token_ids, embedded, masks, tap)
@@ -153,6 +160,27 @@ class Gemma4:
         rows = [self.network.vision(image.patches.to(device), image.positions.to(device)) for image in images]
         for number, feature in enumerate(rows):
             tap.record(f"mm_features.{number}", feature)
+        return rows
+
+    def media_rows(self, prepared: Prepared, tap: Tap) -> Iterator[tuple[int, list[Tensor]]]:
+        """For each medium, the rows (S, H) that stand in for the soft tokens of each of its items."""
+        yield IMAGE, self.features(prepared.images, tap)
+        yield VIDEO, [self.video_rows(number, video, tap) for number, video in enumerate(prepared.videos)]
+        yield AUDIO, [self.audio_rows(number, audio, tap) for number, audio in enumerate(prepared.audios)]
+
+    def video_rows(self, number: int, video: VideoPatches, tap: Tap) -> Tensor:
+        """The rows of all frames of a video, each frame run alone: (S, H)."""
+        rows = torch.cat(self.features(video.frames, _Silence()))
+        tap.record(f"video_features.{number}", rows)
+        return rows
+
+    def audio_rows(self, number: int, audio: AudioFrames, tap: Tap) -> Tensor:
+        """The rows of one recording: (S, H). One too short for a soft token has none and is not run."""
+        device, width = self.network.decoder.embedding.device, self.config.text.hidden
+        rows = torch.empty(0, width, device=device)
+        if audio.soft_tokens and self.network.audio is not None:
+            rows = self.network.audio(audio.frames.to(device))
+        tap.record(f"audio_features.{number}", rows)
         return rows
 
     @torch.no_grad()

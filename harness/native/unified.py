@@ -1,8 +1,9 @@
-"""The vision embedder of the 12B: patches of one image -> one row per soft token. No tower, no attention.
+"""The embedders of the 12B for images and sound: one row per soft token. No tower, no attention.
 
-Shapes: S patches of 48 x 48 pixels, one per soft token; E embedder width; H decoder width.
+Shapes: S patches of 48 x 48 pixels or slices of 640 samples, one per soft token; E embedder width; H decoder width.
 
     pixels (S, 6912) -> norm, dense, norm (S, E) -> + position rows, norm (S, E) -> projector (S, H)
+    wave (S, 640) -> projector (S, H)
 
 Pixels stay in [0, 1]: unlike the tower, nothing centres them.
 """
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers import Linear, rms_normalize, wide
+from .layers import Linear, rms_normalize, wide, wide_dtype
 
 if TYPE_CHECKING:
     from .config import UnifiedConfig
+    from .config_media import WaveformConfig
 
 # Not in config.json: these norms keep the default of the training code, ten times the eps of the RMS norms.
 LAYER_NORM_EPS = 1e-5
@@ -58,4 +60,19 @@ class UnifiedEmbedder(nn.Module):
         hidden = self.embedding_norm(self.patch(self.patch_norm(patches.to(self.positions.dtype))))
         hidden = self.position_norm(hidden + self.positions[x, 0] + self.positions[y, 1])
         out: Tensor = self.project(rms_normalize(hidden, self.eps).to(hidden.dtype))
+        return out
+
+
+class WaveformEmbedder(nn.Module):
+    """From slices of the wave itself to the rows that replace the soft tokens in the decoder's input."""
+
+    def __init__(self, config: WaveformConfig, decoder_width: int) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.project = Linear(config.samples, decoder_width)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Samples (S, 640) -> (S, H). The norm takes the loudness out of each slice; eps keeps silence silent."""
+        dtype = self.project.weight.dtype
+        out: Tensor = self.project(rms_normalize(frames.to(wide_dtype(dtype)), self.eps).to(dtype))
         return out

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from .config import TextConfig
+    from .config import LayerShape, TextConfig
 
 _DECODER_LAYER = {
     "attention_norm.weight": "input_layernorm.weight",
@@ -65,6 +65,32 @@ _TOWER_LINEAR = {
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
 }
+_CONFORMER_LAYER = {
+    "before.norm.weight": "feed_forward1.pre_layer_norm.weight",
+    "before.out_norm.weight": "feed_forward1.post_layer_norm.weight",
+    "attention_norm.weight": "norm_pre_attn.weight",
+    "attention.distance.weight": "self_attn.relative_k_proj.weight",
+    "attention.scale": "self_attn.per_dim_scale",
+    "attention_out_norm.weight": "norm_post_attn.weight",
+    "convolution.norm.weight": "lconv1d.pre_layer_norm.weight",
+    "convolution.kernel": "lconv1d.depthwise_conv1d.weight",
+    "convolution.inner_norm.weight": "lconv1d.conv_norm.weight",
+    "after.norm.weight": "feed_forward2.pre_layer_norm.weight",
+    "after.out_norm.weight": "feed_forward2.post_layer_norm.weight",
+    "out_norm.weight": "norm_out.weight",
+}
+_CONFORMER_LINEAR = {
+    "before.up": "feed_forward1.ffw_layer_1",
+    "before.down": "feed_forward1.ffw_layer_2",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.o": "self_attn.post",
+    "convolution.start": "lconv1d.linear_start",
+    "convolution.end": "lconv1d.linear_end",
+    "after.up": "feed_forward2.ffw_layer_1",
+    "after.down": "feed_forward2.ffw_layer_2",
+}
 _LINEAR_PART = {
     "weight": "linear.weight",
     "input_min": "input_min",
@@ -93,6 +119,14 @@ NAMES = {
     "unified.position_norm.weight": "model.vision_embedder.pos_norm.weight",
     "unified.position_norm.bias": "model.vision_embedder.pos_norm.bias",
     "unified.project.weight": "model.embed_vision.embedding_projection.weight",
+    "audio.first.weight": "model.audio_tower.subsample_conv_projection.layer0.conv.weight",
+    "audio.first.norm": "model.audio_tower.subsample_conv_projection.layer0.norm.weight",
+    "audio.second.weight": "model.audio_tower.subsample_conv_projection.layer1.conv.weight",
+    "audio.second.norm": "model.audio_tower.subsample_conv_projection.layer1.norm.weight",
+    "audio.input.weight": "model.audio_tower.subsample_conv_projection.input_proj_linear.weight",
+    "audio.output.weight": "model.audio_tower.output_proj.weight",
+    "audio.output.bias": "model.audio_tower.output_proj.bias",
+    "audio.project.weight": "model.embed_audio.embedding_projection.weight",
     **{f"decoder.layers.#.{ours}": f"model.language_model.layers.#.{name}" for ours, name in _DECODER_LAYER.items()},
     **{f"tower.layers.#.{ours}": f"model.vision_tower.encoder.layers.#.{name}" for ours, name in _TOWER_LAYER.items()},
     **{
@@ -100,17 +134,21 @@ NAMES = {
         for ours, name in _TOWER_LINEAR.items()
         for part, suffix in _LINEAR_PART.items()
     },
+    **{f"audio.layers.#.{ours}": f"model.audio_tower.layers.#.{name}" for ours, name in _CONFORMER_LAYER.items()},
+    **{
+        f"audio.layers.#.{ours}.{part}": f"model.audio_tower.layers.#.{name}.{suffix}"
+        for ours, name in _CONFORMER_LINEAR.items()
+        for part, suffix in _LINEAR_PART.items()
+    },
 }
-_AUDIO = ("model.audio_tower.", "model.embed_audio.")
-_OWN_KEYS = ("k_proj.weight", "v_proj.weight", "k_norm.weight")
 
 
 @dataclass(frozen=True)
 class LoadReport:
     """Published names: `missing` from the files; `unexpected` in them; `unused`, expected there but not read.
 
-    Unused are the tensors of audio, and the key and value weights that the published small models carry in
-    layers which take both from an earlier layer.
+    Unused are the key and value weights that the published small models carry in layers which take both from an
+    earlier layer.
     """
 
     missing: tuple[str, ...]
@@ -126,16 +164,26 @@ def published_name(name: str) -> str:
     return NAMES[name.replace(f".{number[0]}.", ".#.", 1)].replace("#", number[0], 1)
 
 
+def spare_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of the key and value weights that no layer reads."""
+    return {
+        f"model.language_model.layers.{layer.index}.self_attn.{name}": shape
+        for layer in config.layers
+        if layer.donor is not None
+        for name, shape in _own_keys(layer, config.hidden).items()
+    }
+
+
+def _own_keys(layer: LayerShape, hidden: int) -> dict[str, tuple[int, ...]]:
+    linear = (layer.kv_heads * layer.head_dim, hidden)
+    values = {} if layer.value_is_key else {"v_proj.weight": linear}
+    return {"k_proj.weight": linear, "k_norm.weight": (layer.head_dim,)} | values
+
+
 def compare_names(wanted: Iterable[str], found: Iterable[str], config: TextConfig) -> LoadReport:
     """Sort published names into what is missing, what is unexpected and what is known but not used."""
     wanted, found = set(wanted), set(found)
-    spare = {
-        f"model.language_model.layers.{layer.index}.self_attn.{name}"
-        for layer in config.layers
-        for name in _OWN_KEYS
-        if layer.donor is not None
-    }
-    unused = {name for name in found - wanted if name in spare or name.startswith(_AUDIO)}
+    unused = (found - wanted) & spare_shapes(config).keys()
     return LoadReport(
         missing=tuple(sorted(wanted - found)),
         unexpected=tuple(sorted(found - wanted - unused)),
