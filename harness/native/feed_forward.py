@@ -50,11 +50,14 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Residual stream (T, H) -> (T, H)."""
         weights, numbers = self.router(x)
-        normed = self.norm(x)
-        total = torch.zeros_like(normed, dtype=weights.dtype)
-        for number in numbers.unique().tolist():
-            rows, slots = torch.where(numbers == number)
-            total.index_add_(0, rows, weights[rows, slots, None] * self.expert(number, normed[rows]))
+        # Sorted by expert, the rows of one are a slice: each expert's weights are read once for all its tokens.
+        order = numbers.flatten().argsort(stable=True)
+        rows = self.norm(x)[order // numbers.shape[1]]
+        counts = numbers.flatten().bincount(minlength=len(self.down)).tolist()
+        parts = [self.expert(number, part) for number, part in enumerate(rows.split(counts)) if len(part)]
+        outs = torch.empty_like(rows)
+        outs[order] = torch.cat(parts)
+        total = (wide(outs).reshape(*numbers.shape, -1) * weights[..., None]).sum(1)
         out: Tensor = self.out_norm(total.to(x.dtype))
         return out
 
