@@ -64,6 +64,12 @@ def plan(samples: Sequence[Spans], device: torch.device) -> Plan:
     return Plan(Spans(first.to(device), last.to(device)), tuple(tiles))
 
 
+def everything(keys: int) -> Plan:
+    """The plan of one query that sees all keys: the next token, to which a cache keeps nothing invisible."""
+    spans = Spans(torch.zeros(1, dtype=torch.long), torch.full((1,), keys - 1))
+    return Plan(spans, (Tile(slice(0, 1), slice(0, keys), masked=False),))
+
+
 def whole(lengths: Sequence[int], device: torch.device) -> Plan:
     """The plan of images packed after one another, in each of which every patch sees every patch."""
     samples, start = [], 0

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .layers import GatedMLP, Linear, RMSNorm, gelu, rms_normalize, wide
+from .layers import GatedMLP, Linear, RMSNorm, gelu, product, rms_normalize, wide
 
 if TYPE_CHECKING:
     from .config import Experts, LayerShape, TextConfig
@@ -63,8 +62,8 @@ class Mixture(nn.Module):
 
     def expert(self, number: int, x: Tensor) -> Tensor:
         """One expert: (rows, H) -> (rows, H)."""
-        gate, up = functional.linear(x, self.gate_up[number]).chunk(2, dim=-1)
-        return functional.linear(gelu(gate) * up, self.down[number])
+        gate, up = product(x, self.gate_up[number]).chunk(2, dim=-1)
+        return product(gelu(gate) * up, self.down[number])
 
 
 class FeedForward(nn.Module):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .attention import plan
+from .attention import everything, plan
 from .cache import Cache
 from .config import ModelConfig, TowerConfig, read_config
 from .image import ImagePatches, prepare_image
@@ -186,11 +186,20 @@ class Gemma4:
     def layouts(self, media_types: Tensor, cache: Cache, chunk_tokens: int) -> Iterator[tuple[slice, Layout]]:
         """Each chunk of a sample: which of its tokens, and where they stand. Made when the last one is done."""
         device, past = self.network.decoder.embedding.device, cache.length
+        if past and len(media_types) == 1:
+            yield slice(0, 1), self.next_token(cache, device)
+            return
         spans = self.spans(media_types, past)
         for rows in chunks(media_types, chunk_tokens, vision_blocks=self.config.text.vision_blocks):
             plans = {kind: plan([span.rows(rows).shift(-cache.first(kind))], device) for kind, span in spans.items()}
             positions = torch.arange(past + rows.start, past + rows.stop, device=device)
             yield rows, Layout(positions, plans)
+
+    def next_token(self, cache: Cache, device: torch.device) -> Layout:
+        """Where one token stands after those in a cache. Its plan needs no masks, which would cost more than it."""
+        past = cache.length
+        plans = {kind: everything(past - cache.first(kind) + 1) for kind in self.config.text.rope}
+        return Layout(torch.full((1,), past, device=device), plans)
 
     def features(self, images: Sequence[ImagePatches], tap: Tap) -> list[Tensor]:
         """The rows that stand in for each image's soft tokens: one (S, H) per image, in packs of a few images."""

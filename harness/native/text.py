@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .attention import attend
 from .feed_forward import FeedForward
-from .layers import Linear, RMSNorm, Rotation, gelu, rms_normalize, rope, rotate, wide_dtype
+from .layers import Linear, RMSNorm, Rotation, gelu, product, rms_normalize, rope, rotate, wide_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -190,7 +189,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final hidden states (T, H) -> (T, V), kept within the soft cap by tanh."""
-        return self.config.softcap * torch.tanh(functional.linear(hidden, self.embedding) / self.config.softcap)
+        return self.config.softcap * torch.tanh(product(hidden, self.embedding) / self.config.softcap)
 
 
 def rounded(factor: float, like: Tensor) -> Tensor:
