@@ -49,14 +49,17 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Residual stream (T, H) -> (T, H)."""
         weights, numbers = self.router(x)
-        # Sorted by expert, the rows of one are a slice: each expert's weights are read once for all its tokens.
+        normed = self.norm(x)
+        # Sorted by expert, the tokens of one are a slice: each expert's weights are read once for all its tokens, and
+        # what it reads and writes stays in the processor's cache.
         order = numbers.flatten().argsort(stable=True)
-        rows = self.norm(x)[order // numbers.shape[1]]
         counts = numbers.flatten().bincount(minlength=len(self.down)).tolist()
-        parts = [self.expert(number, part) for number, part in enumerate(rows.split(counts)) if len(part)]
-        outs = torch.empty_like(rows)
-        outs[order] = torch.cat(parts)
-        total = (wide(outs).reshape(*numbers.shape, -1) * weights[..., None]).sum(1)
+        tokens, shares = order // numbers.shape[1], weights.flatten()[order, None]
+        groups = zip(torch.split(tokens, counts), torch.split(shares, counts), strict=True)
+        total = torch.zeros_like(normed, dtype=weights.dtype)
+        for number, (rows, share) in enumerate(groups):
+            if len(rows):
+                total.index_add_(0, rows, share * self.expert(number, normed[rows]))
         out: Tensor = self.out_norm(total.to(x.dtype))
         return out
 
