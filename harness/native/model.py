@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from .masks import Spans
 
-# Images run together up to so many patches: enough rows for the matrix products, few enough for the memory.
-PACK_PATCHES = 8192
+# Images run together up to so many patches. On a CPU 8,192 were 16 % slower: what a layer hands on left the cache.
+PACK_PATCHES = 2048
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
