@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -269,7 +268,9 @@ def peak(which: str, path: Path) -> int:
         load_native(path).forward(prompt)
     else:
         load_hf(path).model(**prompt, use_cache=False)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage: on Linux a child's ru_maxrss starts at its parent's peak, which hid every difference.
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
 
 
 def peaks(path: Path, tokens: int) -> dict[str, int]:
