@@ -23,7 +23,7 @@ import harness.native
 from harness.native import Gemma4, Prepared, Recorder
 from harness.native import model as native_model
 from harness.native.config import FULL, SLIDING, read_config
-from harness.native.masks import causal, image_blocks, layer_masks, sliding
+from harness.native.masks import Spans, causal, image_blocks, layer_spans, sliding
 from harness.zoo import ensure
 
 ZOO = Path(__file__).parents[1] / ".harness" / "zoo"
@@ -206,19 +206,21 @@ def test_a_flipped_vision_mask_is_seen(rivals: Rivals, monkeypatch: pytest.Monke
     right = run(rivals.ours, IMAGE)
     monkeypatch.setattr(
         native_model,
-        "layer_masks",
-        lambda types, window, *, vision_blocks: layer_masks(types, window, vision_blocks=not vision_blocks),
+        "layer_spans",
+        lambda types, window, *, vision_blocks, past: layer_spans(types, window, vision_blocks=not vision_blocks),
     )
     assert kl_nats(right, run(rivals.ours, IMAGE)).max() > 1e3 * KL_LIMIT_NATS
 
 
-def opened_everywhere(types: Tensor, window: int, *, vision_blocks: bool) -> dict[str, Tensor]:
+def opened_everywhere(types: Tensor, window: int, *, vision_blocks: bool, past: int) -> dict[str, Spans]:
     """Not the rule: image blocks in full layers too, and outside the window in sliding layers."""
     assert vision_blocks
-    block = image_blocks(types)
-    same = (block[:, None] == block[None, :]) & (block[:, None] != 0)
-    plain = layer_masks(types, window, vision_blocks=False)
-    return {kind: mask | same for kind, mask in plain.items()}
+    assert past == 0
+    block, position = image_blocks(types), torch.arange(len(types))
+    same = [position[block == number] if number else position[at : at + 1] for at, number in enumerate(block.tolist())]
+    starts, ends = (torch.stack([run[edge] for run in same]) for edge in (0, -1))
+    plain = layer_spans(types, window, vision_blocks=False)
+    return {kind: Spans(span.first.minimum(starts), span.last.maximum(ends)) for kind, span in plain.items()}
 
 
 @pytest.mark.parametrize("rivals", ["tiny-12b"], indirect=True)
@@ -228,7 +230,7 @@ def test_the_reference_opens_image_blocks_everywhere_in_the_12b(
     """The reference's 12B opens image blocks in all layers, past the window too; if it stops, delete this."""
     theirs = hf_logits(rivals, hf_inputs(rivals, IMAGE))
     assert kl_nats(theirs, run(rivals.ours, IMAGE)).max() > 1e3 * KL_LIMIT_NATS
-    monkeypatch.setattr(native_model, "layer_masks", opened_everywhere)
+    monkeypatch.setattr(native_model, "layer_spans", opened_everywhere)
     assert kl_nats(theirs, run(rivals.ours, IMAGE)).max() <= KL_LIMIT_NATS
 
 
@@ -249,26 +251,28 @@ xxxxxx....
 
 def test_mask_rule_by_hand() -> None:
     """Images at 2-5 and 7-8, window 3: a block sees ahead to its end, back no further than the window."""
-    mask = sliding(MASK_TYPES, 3, vision_blocks=True)
+    mask = sliding(MASK_TYPES, 3, vision_blocks=True).visible(range(10))
     assert "\n".join("".join(".x"[seen] for seen in row) for row in mask.tolist()) == MASK_BY_HAND.strip()
     assert image_blocks(MASK_TYPES).tolist() == [0, 0, 1, 1, 1, 1, 0, 2, 2, 0]
 
 
 def test_full_layers_and_small_models_are_causal() -> None:
     """Image blocks open in sliding layers only, and only where the checkpoint asks for it."""
-    masks = layer_masks(MASK_TYPES, 3, vision_blocks=True)
-    assert torch.equal(masks[FULL], causal(10))
-    assert torch.equal(layer_masks(MASK_TYPES, 3, vision_blocks=False)[SLIDING], causal(10).triu(-2))
+    keys, square = range(10), torch.ones(10, 10, dtype=torch.bool).tril()
+    assert torch.equal(causal(10).visible(keys), square)
+    assert torch.equal(layer_spans(MASK_TYPES, 3, vision_blocks=True)[FULL].visible(keys), square)
+    assert torch.equal(layer_spans(MASK_TYPES, 3, vision_blocks=False)[SLIDING].visible(keys), square.triu(-2))
 
 
 def test_tap_sees_every_stage(rivals: Rivals) -> None:
-    """A tap is shown image rows, merged embeddings, each layer and the final states."""
+    """A tap is shown pixels, positions, image rows, merged embeddings, each layer and the final states."""
     tap, case = Recorder(), CASES[2]
     prepared = prepare(rivals.ours, case)
     hidden = rivals.ours.forward(prepared, tap=tap)
     layers = [f"layer.{index}" for index in range(len(rivals.ours.config.text.layers))]
     features = [f"mm_features.{number}" for number in range(3)]
-    assert list(tap.tensors) == [*features, "merged_embeddings", *layers, "hidden"]
+    inputs = [f"{stage}.{number}" for number in range(3) for stage in ("pixels", "positions")]
+    assert list(tap.tensors) == [*inputs, *features, "merged_embeddings", *layers, "hidden"]
     soft = prepared.media_types == 1
     assert torch.equal(tap.tensors["merged_embeddings"][soft], torch.cat([tap.tensors[name] for name in features]))
     assert torch.equal(tap.tensors["hidden"], hidden)

@@ -23,7 +23,7 @@ from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 from harness.native import Gemma4, Prepared, Recorder, Video, sample_indices
 from harness.native.config import SLIDING, TokenIds
 from harness.native.image import ImagePatches, reference_size, soft_tokens
-from harness.native.masks import image_blocks, layer_masks
+from harness.native.masks import image_blocks, layer_spans
 from harness.native.prompt import VIDEO, expand, open_videos, tokenize
 from harness.native.video import VideoPatches, timestamp
 from harness.zoo import ensure
@@ -209,7 +209,8 @@ def test_frames_are_blocks_of_their_own(rivals: Rivals) -> None:
     prepared = prepare(rivals, CASE)
     blocks = image_blocks(prepared.media_types)
     assert int(blocks.max()) == 4
-    visible = layer_masks(prepared.media_types, 1000, vision_blocks=True)[SLIDING]
+    spans = layer_spans(prepared.media_types, 1000, vision_blocks=True)[SLIDING]
+    visible = spans.visible(range(len(prepared.token_ids)))
     for number in range(1, 5):
         rows = torch.where(blocks == number)[0]
         assert visible[rows][:, rows].all()

@@ -4,16 +4,20 @@ It is an island: it shares no code with the engines it is compared with, nor wit
 """
 
 from .audio_features import audio_tokens, waveform_tokens
+from .cache import Cache
 from .image import contract_size, reference_size, soft_tokens
 from .inputs import Prepared
-from .model import Gemma4, Recorder, Tap
+from .model import Gemma4
+from .tap import Recorder, Tap, Transplant
 from .video import Video, sample_indices
 
 __all__ = [
+    "Cache",
     "Gemma4",
     "Prepared",
     "Recorder",
     "Tap",
+    "Transplant",
     "Video",
     "audio_tokens",
     "contract_size",

@@ -1,20 +1,19 @@
-"""The parts that the decoder and the vision tower share: norm, rotation, attention, gated MLP.
+"""The parts that the decoder and the vision tower share: norm, rotation, gated MLP.
 
-Shapes: T tokens or patches; N query heads; K key heads (K divides N); D head size; F features.
-One sample at a time, so there is no batch dimension and no padding anywhere.
+Shapes: T tokens or patches; N heads; D head size; F features.
+Samples are packed after one another, so there is no batch dimension and no padding anywhere.
 
-Precision: "wide" is float64 for float64 weights and float32 otherwise. Norms, rotations and softmax run wide
-and round once at the end; matrix products run in the dtype of the weights.
+Precision: "wide" is float64 for float64 weights and float32 otherwise. Norms and rotations run wide and round
+once at the end; matrix products run in the dtype of the weights, softmax wide between two of them.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-# 1120 soft tokens are 10,080 patches: all scores of 16 heads take 6.5 GB in float32, 512 rows of them 0.3 GB.
-QUERY_ROWS = 512
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -55,7 +54,19 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., features_in) -> (..., features_out)."""
-        return functional.linear(x, self.weight)
+        return product(x, self.weight)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x times weight transposed: (..., features_in), (features_out, features_in) -> (..., features_out).
+
+    One row goes as a vector: CPU libraries then read the weights once, at the speed of memory, where their product
+    of matrices packs them first and takes up to three times as long. Half precision keeps to one kernel, because its
+    two round differently.
+    """
+    if len(x) == 1 and x.ndim == 2 and x.dtype == wide_dtype(x.dtype):
+        return functional.linear(x[0], weight)[None]
+    return functional.linear(x, weight)
 
 
 class ClippedLinear(Linear):
@@ -107,33 +118,21 @@ def rope_angles(positions: Tensor, theta: float, dim: int, rotated: float = 1.0)
     return positions[:, None] * frequencies.to(positions)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate feature i with feature i + D/2 by angle i: x (T, N, D), angles (T, D/2) -> (T, N, D)."""
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+class Rotation(NamedTuple):
+    """Cosines and sines of rotation angles, both (T, 1, ..., D/2): computed once, used by each layer of a kind."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rope(positions: Tensor, theta: float, dim: int, rotated: float = 1.0) -> Rotation:
+    """The rotation of heads of `dim` features by one position each: (T,), wide -> 2 of (T, 1, dim / 2)."""
+    angles = rope_angles(positions, theta, dim, rotated)[:, None]
+    return Rotation(angles.cos(), angles.sin())
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate feature i with feature i + D/2 by angle i: (T, N, ..., D) -> the same shape."""
     first, second = wide(x).chunk(2, dim=-1)
+    cos, sin = rotation
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
-    """Softmax attention with scale 1: the norms of queries and keys set the temperature.
-
-    Args:
-        queries: (T, N, D).
-        keys: (T, K, D); query head n uses key head n // (N / K).
-        values: (T, K, D).
-        visible: (T, T) bool, or None when every row sees every row.
-
-    Returns:
-        (T, N * D).
-    """
-    groups = queries.shape[1] // keys.shape[1]
-    keys = keys.repeat_interleave(groups, dim=1).permute(1, 2, 0)
-    values = values.repeat_interleave(groups, dim=1).transpose(0, 1)
-    blocks = []
-    for start in range(0, queries.shape[0], QUERY_ROWS):
-        rows = slice(start, start + QUERY_ROWS)
-        scores = wide(queries[rows].transpose(0, 1) @ keys)
-        if visible is not None:
-            scores = scores.masked_fill(~visible[rows], float("-inf"))
-        blocks.append((scores.softmax(-1).to(values.dtype) @ values).transpose(0, 1))
-    return torch.cat(blocks).flatten(1)

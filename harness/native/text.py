@@ -16,33 +16,40 @@ Notable, in the order of a layer:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from .attention import attend
 from .feed_forward import FeedForward
-from .layers import Linear, RMSNorm, attend, gelu, rms_normalize, rope_angles, rotate, wide_dtype
+from .layers import Linear, RMSNorm, Rotation, gelu, product, rms_normalize, rope, rotate, wide_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .attention import Plan
+    from .cache import Cache
     from .config import LayerShape, TextConfig
-    from .model import Tap
+    from .tap import Tap
 
 
-@dataclass(frozen=True)
-class Sequence:
-    """What the layers of one forward pass share; `angles` and `visible` are by layer kind.
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the tokens of one pass stand: positions (T,), and by layer kind which keys they see."""
 
-    `memory` holds the rotated keys and the values of each layer that makes its own, by layer number.
-    """
+    positions: Tensor
+    plans: Mapping[str, Plan]
 
-    angles: Mapping[str, Tensor]
-    visible: Mapping[str, Tensor]
-    memory: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What the layers of one pass share; `rotations` and `plans` are by layer kind."""
+
+    rotations: Mapping[str, Rotation]
+    plans: Mapping[str, Plan]
+    cache: Cache
 
 
 class Attention(nn.Module):
@@ -61,22 +68,22 @@ class Attention(nn.Module):
         if shape.donor is None and not shape.value_is_key:
             self.v = Linear(config.hidden, shape.kv_heads * shape.head_dim)
 
-    def forward(self, x: Tensor, sequence: Sequence) -> Tensor:
+    def forward(self, x: Tensor, shared: Pass) -> Tensor:
         """(T, H) -> (T, H)."""
-        shape, angles = self.shape, sequence.angles[self.shape.kind]
+        shape, rotation = self.shape, shared.rotations[self.shape.kind]
+        kept = shared.cache.layers[shape.index if shape.donor is None else shape.donor]
         if shape.donor is None:
-            sequence.memory[shape.index] = self.keys_values(x, angles)
-        keys, values = sequence.memory[shape.index if shape.donor is None else shape.donor]
-        queries = rotate(self.q_norm(self.q(x).unflatten(-1, (shape.heads, shape.head_dim))), angles)
-        out: Tensor = self.o(attend(queries, keys, values, sequence.visible[shape.kind]))
+            kept.extend(*self.keys_values(x, rotation))
+        queries = rotate(self.q_norm(self.q(x).unflatten(-1, (shape.heads, shape.head_dim))), rotation)
+        out: Tensor = self.o(attend(queries, *kept.read(), shared.plans[shape.kind]))
         return out
 
-    def keys_values(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Keys, normed then rotated, and values, normed without weight: (T, H) -> 2 of (T, K, D)."""
         heads = (self.shape.kv_heads, self.shape.head_dim)
         raw_keys = self.k(x).unflatten(-1, heads)
         raw_values = raw_keys if self.shape.value_is_key else self.v(x).unflatten(-1, heads)
-        return rotate(self.k_norm(raw_keys), angles), rms_normalize(raw_values, self.eps).to(x.dtype)
+        return rotate(self.k_norm(raw_keys), rotation), rms_normalize(raw_values, self.eps).to(x.dtype)
 
 
 class LayerEmbedding(nn.Module):
@@ -108,9 +115,9 @@ class Layer(nn.Module):
         self.ple = LayerEmbedding(config) if config.ple_width else None
         self.register_buffer("scalar", torch.empty(1))
 
-    def forward(self, x: Tensor, embedding: Tensor | None, sequence: Sequence) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None, shared: Pass) -> Tensor:
         """(T, H), (T, W) or None -> (T, H)."""
-        x = x + self.attention_out_norm(self.attention(self.attention_norm(x), sequence))
+        x = x + self.attention_out_norm(self.attention(self.attention_norm(x), shared))
         x = x + self.feed_forward(x)
         if self.ple is not None:
             x = x + self.ple(x, embedding)
@@ -152,37 +159,37 @@ class Decoder(nn.Module):
         """(T,) -> (T, H), times sqrt(H)."""
         return self.embedding[token_ids] * rounded(self.config.hidden**0.5, self.embedding)
 
-    def forward(self, token_ids: Tensor, embedded: Tensor, visible: Mapping[str, Tensor], tap: Tap) -> Tensor:
+    def forward(self, token_ids: Tensor, embedded: Tensor, layout: Layout, cache: Cache, tap: Tap) -> Tensor:
         """Run all layers and the final norm.
 
         Args:
             token_ids: (T,), with padding in place of soft tokens; used by per-layer embeddings only.
             embedded: (T, H), with soft tokens in place.
-            visible: (T, T) mask of each layer kind.
+            layout: where the tokens stand and what they see.
+            cache: what has been read before; takes up these tokens too.
             tap: is shown the stream after each layer.
         """
-        sequence = Sequence(self.angles(embedded), visible)
+        shared = Pass(self.rotations(layout.positions), layout.plans, cache)
         tables = self.token_tables(token_ids, embedded) if self.token_tables is not None else None
         hidden = embedded
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, None if tables is None else tables[:, index], sequence)
-            tap.record(f"layer.{index}", hidden)
+            hidden = layer(hidden, None if tables is None else tables[:, index], shared)
+            hidden = tap.record(f"layer.{index}", hidden)
         out: Tensor = self.norm(hidden)
         return out
 
-    def angles(self, embedded: Tensor) -> dict[str, Tensor]:
-        """Rotation angles (T, D/2) of each layer kind; positions count soft tokens like any other."""
-        dtype = wide_dtype(embedded.dtype)
-        positions = torch.arange(embedded.shape[0], device=embedded.device, dtype=dtype)
+    def rotations(self, positions: Tensor) -> dict[str, Rotation]:
+        """Rotation by position of each layer kind: (T,) -> 2 of (T, 1, D/2)."""
+        wide_positions = positions.to(wide_dtype(self.embedding.dtype))
         head_dims = {shape.kind: shape.head_dim for shape in self.config.layers}
         ropes = self.config.rope
         return {
-            kind: rope_angles(positions, ropes[kind].theta, dim, ropes[kind].rotated) for kind, dim in head_dims.items()
+            kind: rope(wide_positions, ropes[kind].theta, dim, ropes[kind].rotated) for kind, dim in head_dims.items()
         }
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final hidden states (T, H) -> (T, V), kept within the soft cap by tanh."""
-        return self.config.softcap * torch.tanh(functional.linear(hidden, self.embedding) / self.config.softcap)
+        return self.config.softcap * torch.tanh(product(hidden, self.embedding) / self.config.softcap)
 
 
 def rounded(factor: float, like: Tensor) -> Tensor:

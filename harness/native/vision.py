@@ -1,11 +1,12 @@
-"""The vision tower of E2B, E4B, 26B-A4B and 31B: patches of one image -> one row per soft token.
+"""The vision tower of E2B, E4B, 26B-A4B and 31B: patches of images -> one row per soft token.
 
-Shapes: P patches (rows * columns of the grid, both multiples of 3); S = P / 9 soft tokens; V tower width;
-N heads; D head size; H decoder width.
+Shapes: P patches of all images, one image after another (rows * columns of each grid, both multiples of 3);
+S = P / 9 soft tokens; V tower width; N heads; D head size; H decoder width.
 
     pixels (P, 768) -> patches + position rows (P, V) -> layers (P, V) -> 3x3 mean (S, V) -> projector (S, H)
 
-Each image runs alone, without padding to the budget, so no mask is needed: every patch sees every patch.
+Nothing is padded to the budget: products run over all patches at once, attention over each image alone, where
+every patch sees every patch.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .attention import attend, whole
 from .layers import (
     ClippedLinear,
     GatedMLP,
     Linear,
     RMSNorm,
-    attend,
+    Rotation,
     rms_normalize,
-    rope_angles,
+    rope,
     rotate,
     wide,
     wide_dtype,
 )
 
 if TYPE_CHECKING:
+    from .attention import Plan
     from .config import TowerConfig
 
 
@@ -46,12 +49,12 @@ class TowerAttention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.eps)
         self.k_norm = RMSNorm(config.head_dim, config.eps)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, plan: Plan) -> Tensor:
         """(P, V) -> (P, V)."""
-        queries = rotate_axes(self.q_norm(self.q(x).unflatten(-1, self.head_shape)), angles)
-        keys = rotate_axes(self.k_norm(self.k(x).unflatten(-1, self.head_shape)), angles)
+        queries = rotate_axes(self.q_norm(self.q(x).unflatten(-1, self.head_shape)), rotation)
+        keys = rotate_axes(self.k_norm(self.k(x).unflatten(-1, self.head_shape)), rotation)
         values = rms_normalize(self.v(x).unflatten(-1, self.head_shape), self.eps).to(x.dtype)
-        out: Tensor = self.o(attend(queries, keys, values, visible=None))
+        out: Tensor = self.o(attend(queries, keys, values, plan))
         return out
 
 
@@ -68,9 +71,9 @@ class TowerLayer(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden, config.eps)
         self.mlp_out_norm = RMSNorm(config.hidden, config.eps)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, plan: Plan) -> Tensor:
         """(P, V) -> (P, V)."""
-        x = x + self.attention_out_norm(self.attention(self.attention_norm(x), angles))
+        x = x + self.attention_out_norm(self.attention(self.attention_norm(x), rotation, plan))
         out: Tensor = x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
         return out
 
@@ -92,15 +95,16 @@ class VisionTower(nn.Module):
             self.register_buffer("offset", torch.empty(config.hidden))
             self.register_buffer("scale", torch.empty(config.hidden))
 
-    def forward(self, patches: Tensor, positions: Tensor) -> Tensor:
-        """Patches (P, 768) in [0, 1] and their (x, y), (P, 2) -> (S, H)."""
+    def forward(self, patches: Tensor, positions: Tensor, lengths: list[int]) -> Tensor:
+        """Patches (P, 768) in [0, 1], their (x, y), (P, 2), and how many belong to each image -> (S, H)."""
         x, y = positions.unbind(-1)
         hidden = self.embed(patches) + self.positions[0, x] + self.positions[1, y]
-        angles = (self.axis_angles(x), self.axis_angles(y))
+        rotation, plan = self.rotation(positions), whole(lengths, patches.device)
         for layer in self.layers:
-            hidden = layer(hidden, angles)
-        pooled = self.standardize(self.pool(hidden, columns=int(x.max()) + 1))
-        out: Tensor = self.project(rms_normalize(pooled, self.config.eps).to(hidden.dtype))
+            hidden = layer(hidden, rotation, plan)
+        images = zip(torch.split(hidden, lengths), torch.split(x, lengths), strict=True)
+        pooled = torch.cat([self.pool(image, columns=int(column.max()) + 1) for image, column in images])
+        out: Tensor = self.project(rms_normalize(self.standardize(pooled), self.config.eps).to(hidden.dtype))
         return out
 
     def embed(self, patches: Tensor) -> Tensor:
@@ -110,10 +114,11 @@ class VisionTower(nn.Module):
         out: Tensor = self.patch(centred.to(weight.dtype))
         return out
 
-    def axis_angles(self, coordinate: Tensor) -> Tensor:
-        """One coordinate of each patch (P,) -> angles (P, D/4): each axis turns one half of the head."""
-        dtype = wide_dtype(self.positions.dtype)
-        return rope_angles(coordinate.to(dtype), self.config.theta, self.config.head_dim // 2)
+    def rotation(self, positions: Tensor) -> Rotation:
+        """The (x, y) of each patch (P, 2) -> 2 of (P, 1, 2, D/4): each axis turns one half of the head."""
+        flat = positions.flatten().to(wide_dtype(self.positions.dtype))
+        cos, sin = rope(flat, self.config.theta, self.config.head_dim // 2)
+        return Rotation(cos.reshape(len(positions), 1, 2, -1), sin.reshape(len(positions), 1, 2, -1))
 
     def pool(self, hidden: Tensor, columns: int) -> Tensor:
         """Mean over 3 x 3 patches, times sqrt(V), wide: (P, V) -> (S, V).
@@ -131,7 +136,6 @@ class VisionTower(nn.Module):
         return pooled.to(self.positions.dtype)
 
 
-def rotate_axes(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate half of each head by x, half by y: (P, N, D), 2 of (P, D/4) -> (P, N, D)."""
-    halves = x.chunk(2, dim=-1)
-    return torch.cat([rotate(half, angle) for half, angle in zip(halves, angles, strict=True)], dim=-1)
+def rotate_axes(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate half of each head by x, half by y: (P, N, D) -> (P, N, D)."""
+    return rotate(x.reshape(*x.shape[:2], 2, -1), rotation).flatten(-2)

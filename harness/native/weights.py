@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     import torch
@@ -213,19 +213,20 @@ def load(directory: Path, network: nn.Module, config: TextConfig, dtype: torch.d
             f"{directory}: {len(report.missing)} tensors are missing, the first is {report.missing[0]}; "
             "the download is incomplete or config.json belongs to another variant"
         )
-    shapes = {published: network.state_dict()[name].shape for name, published in wanted.items()}
-    tensors = {name: _read(files, shapes, name).to(device, dtype) for name in shapes}
+    state = network.state_dict()
+    shapes = {published: state[name].shape for name, published in wanted.items()}
+    shards = {file: safe_open(file, framework="pt") for file in {files[name] for name in shapes}}
+    tensors = {name: _read(shards[files[name]], files[name], shapes[name], name).to(device, dtype) for name in shapes}
     network.load_state_dict({name: tensors[published] for name, published in wanted.items()}, assign=True)
     network.requires_grad_(requires_grad=False)
     return report
 
 
-def _read(files: Mapping[str, Path], shapes: Mapping[str, torch.Size], name: str) -> Tensor:
-    with safe_open(files[name], framework="pt") as shard:
-        tensor: Tensor = shard.get_tensor(name)
-    if tensor.shape != shapes[name]:
+def _read(shard: Any, file: Path, shape: torch.Size, name: str) -> Tensor:
+    tensor: Tensor = shard.get_tensor(name)
+    if tensor.shape != shape:
         raise ValueError(
-            f"{name}: {tuple(tensor.shape)} in {files[name].name}, config.json says {tuple(shapes[name])}; "
+            f"{name}: {tuple(tensor.shape)} in {file.name}, config.json says {tuple(shape)}; "
             "the files belong to different variants"
         )
     return tensor
