@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.native import Gemma4, Prepared
+from harness.native import Gemma4, Prepared, Video
 from harness.native import model as native_model
 from harness.native.attention import Plan, plan
 from harness.native.cache import LayerCache
@@ -238,3 +238,19 @@ def test_a_window_one_short_is_seen(name: str) -> None:
                 buffer[layer.start] = 0
     last = model.decode(prepared.token_ids[-1:].tolist(), memory)
     assert relative_error(model.forward(prepared)[-1:], last) > 10 * LIMITS[torch.float32]
+
+
+@pytest.mark.parametrize("name", ["tiny-e2b", "tiny-12b"])
+def test_sound_and_video_run_the_same_in_chunks_and_packed(name: str) -> None:
+    """A prompt with an image, a recording and a video has the same hidden states in pieces, and beside another."""
+    model = load(name, torch.float64)
+    rng = np.random.default_rng(5)
+    frames = [rng.integers(0, 256, (30, 50, 3), dtype=np.uint8) for _ in range(2)]
+    media = [frames[0]], [rng.normal(0, 0.1, 4000)], [Video(frames, 1.0, [0, 1])]
+    mixed = model.prepare("<bos>a <|image|> b <|audio|> c <|video|> d", *media, max_soft_tokens=70)
+    expected, limit = model.forward(mixed), LIMITS[torch.float64]
+    assert set(mixed.media_types.tolist()) == {0, 1, 2, 3}
+    assert relative_error(expected, model.forward(mixed, chunk_tokens=50)) <= limit
+    packed = model.forward_packed([prepare(model, "one"), mixed])
+    assert relative_error(expected, packed[1]) <= limit
+    assert relative_error(whole(model, "one"), packed[0]) <= limit
