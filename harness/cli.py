@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from harness import doctor, session, show
 from harness.campaign import Options
 from harness.deviations import load_deviations
-from harness.errors import UserError
+from harness.errors import EngineUnavailable, UserError
 from harness.schema import PROPERTIES, Case, Finding, Property
 from harness.store import DEFAULT_STORE, RunStore, find_case, plain, read_capsule, write_json
 from harness.zoo import NAMES, describe
@@ -138,8 +138,15 @@ def run(
     stale = session.stale_deviations(kept, plan)
     show.run(console, frames, document, stale, page)
     _write_document(json_file, document)
-    unexpected = any(finding["unexpected_cases"] for finding in document["findings"])
-    raise typer.Exit(1 if unexpected or (strict and stale) else 0)
+    raise typer.Exit(_status(document, strict and bool(stale), named=bool(subjects)))
+
+
+def _status(document: dict[str, Any], stale: bool, *, named: bool) -> int:
+    """The exit status of a run: findings first, then subjects that were asked for by name and did not run."""
+    if stale or any(finding["unexpected_cases"] for finding in document["findings"]):
+        return 1
+    absent = any(subject["status"] != "ok" for subject in document["subjects"].values())
+    return EngineUnavailable.exit_status if named and absent else 0
 
 
 def _refuse_with_resume(context: typer.Context) -> None:

@@ -22,7 +22,7 @@ from harness.environments import resolve, unavailable_because
 from harness.errors import EngineUnavailable, UserError
 from harness.media import thumbnail
 from harness.schema import SCHEMA_VERSION, Capsule, Case, Finding, Property
-from harness.store import RunStore, locked, validated, write_json
+from harness.store import RunStore, locked, read_capsule, validated, write_json
 from harness.strategies import cases, generate
 from harness.zoo import NAMES, ensure
 
@@ -111,9 +111,11 @@ def check(plan: Plan) -> None:
     """Refuse what cannot be run before anything is drawn or written.
 
     Raises:
-        UserError: an unknown subject, a model that is no checkpoint, a deviation file that is none.
+        UserError: an unknown subject, no model or one that is no checkpoint, a deviation file that is none.
     """
     resolve(plan.subjects)
+    if not plan.models:
+        raise UserError(f"no model given; known: {', '.join(NAMES)}, or the path of a checkpoint")
     for model in plan.models:
         locate(model)
     load_deviations()
@@ -163,7 +165,8 @@ class Keeper:
     def __init__(self, run: RunStore, plan: Plan, workers: Fleet) -> None:
         """Keep results of these workers in this run."""
         self.run, self.plan, self.workers = run, plan, workers
-        self._smallest: dict[str, tuple[int, int, str]] = {}
+        kept = (run.path / "capsules").glob("*.json")
+        self._smallest = {path.stem: _size(read_capsule(path).case) for path in kept}
 
     def keep(self, result: Result) -> None:
         """Store one result. Examples first: a row must never point at a capsule that is not there."""

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import session
+from harness import cli, session
 from harness.campaign import Campaign, Fleet, Options, Result
 from harness.environments import SUBJECTS, Subject
 from harness.schema import Case, Part
 from harness.session import Plan, carry_out, locate
-from harness.store import RunStore
+from harness.store import RunStore, read_capsule
 from reports.frames import document, load_run
 
 ROOT = Path(__file__).parent.parent
@@ -140,6 +140,33 @@ def test_an_interrupted_run_is_finished_without_a_lost_or_doubled_row(tmp_path: 
     assert sorted(frames.cases["case_id"]) == sorted(entry.id for entry in kept.cases())
     assert (frames.observations.groupby(["case_id", "subject"]).size() == 1).all()
     assert len(frames.observations) == 3 * 24
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_a_resumed_run_keeps_the_smallest_example(tmp_path: Path) -> None:
+    """Whoever goes on with a run knows the examples that it has, and replaces none by a larger one."""
+    kept = RunStore.create(tmp_path, {"plan": plan()}, [case("crash"), case("crash, and at length")])
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(kept, plan(), watch_and_stop(1))
+    carry_out(kept, plan(), lambda _: None)
+    capsules = [read_capsule(path) for path in (kept.path / "capsules").glob("*.json")]
+    assert len(kept.finished()) == 2
+    assert {capsule.case for capsule in capsules} == {case("crash")}
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_a_named_subject_that_cannot_start_is_status_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A subject asked for by name whose engine cannot be imported ends the run with status 3 and its reason."""
+    broken = Subject("fake-b", "tests.no_such_engine:Engine", sys.executable, {"PYTHONPATH": str(ROOT)})
+    monkeypatch.setitem(SUBJECTS, "fake-b", broken)
+    options = ["--models", "tiny-31b", "--cases", "2", "--store", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["harness", "run", "--subjects", "fake-b", *options, "--properties", "P1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 3
+    assert "No module named" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("fake_subjects")

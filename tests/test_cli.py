@@ -49,6 +49,7 @@ def _no_checkpoint(tmp_path: Path) -> Path:
     [
         (["run", "--subjects", "hf,tgi"], "unknown subject tgi; known: hf, vllm, native"),
         (["run", "--models", "tiny-e9b"], "tiny-e9b is neither a zoo model nor a directory"),
+        (["run", "--models", ","], "no model given; known: tiny-e2b"),
         (["run", "--profile", "huge"], "--profile huge: must be one of smoke, ci, nightly"),
         (["run", "--properties", "P99"], "--properties P99: must be one of P1"),
         (["run", "--dtype", "int8"], "--dtype int8: must be one of float32"),
