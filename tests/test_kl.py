@@ -209,6 +209,18 @@ def test_too_few_hidden_states_are_not_comparable() -> None:
     assert (verdict.verdict, "shape" in verdict.reason) == ("not comparable", True)
 
 
+def test_other_pixels_are_not_comparable() -> None:
+    """Two models that were given different pixels are not judged by what they make of them."""
+    pixels = np.full((9, 768), 0.5, dtype=np.float32)
+    left = _side("a", HIDDEN_STATES)
+    left = Side(left.observation, {**left.arrays, "pixels.0": pixels})
+    for moved, kind in ((0.0, "agree"), (0.01, "not comparable"), (math.nan, "not comparable")):
+        right = Side(_side("b", HIDDEN_STATES).observation, {**left.arrays, "pixels.0": pixels + np.float32(moved)})
+        (verdict,), comparison = _compared(left, right)
+        assert (verdict.verdict, bool(comparison.divergences)) == (kind, kind == "agree")
+        assert verdict.reason == "pixels differ" or kind == "agree"
+
+
 def test_own_log_probabilities_follow_from_the_states() -> None:
     """Log-probabilities of the realised tokens, taken from a direct softmax, agree with the engine's states."""
     expected = _log_softmax(HIDDEN_STATES, HEAD)[np.arange(len(IDS) - 1), IDS[1:]]

@@ -116,7 +116,11 @@ def realised_logprobs(hidden: Array, token_ids: Array, head: OutputHead) -> Floa
 
 
 def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> None:
-    """Add a verdict at stage `hidden` for each pair: the largest KL of a position. Only equal token ids compare."""
+    """Add a verdict at stage `hidden` for each pair: the largest KL of a position.
+
+    Only equal inputs compare: the same token ids, and pixels that differ by no more than their limit. Where they do,
+    P1 or P7 has found it, and a KL would say how large that difference is, not whether the models agree.
+    """
     groups: defaultdict[tuple[bytes, tuple[int, ...]], list[Side]] = defaultdict(list)
     for side in sides:
         groups[side.arrays["prompt_ids"].tobytes(), side.arrays["hidden"].shape].append(side)
@@ -126,18 +130,33 @@ def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> 
         roles = token_roles(group[0].arrays["prompt_ids"].tolist(), context.tokens)
         found = diverge([side.arrays["hidden"] for side in group], context.head, roles)
         for (left, right), divergence in found.items():
-            comparison.divergences[group[left].name, group[right].name] = divergence
+            if not _pixels_differ(group[left], group[right], context.limits.pixel_absolute):
+                comparison.divergences[group[left].name, group[right].name] = divergence
     comparison.verdicts += [_verdict(*pair, context, comparison) for pair in combinations(sides, 2)]
+
+
+def _pixels_differ(left: Side, right: Side, limit: float) -> bool:
+    """Whether some image entered the two models differently; a stage that one side lacks is for P7 to say."""
+    shared = [key for key in left.arrays if key.startswith("pixels.") and key in right.arrays]
+    pairs = [(left.arrays[key], right.arrays[key]) for key in shared]
+    # A NaN is a difference: no comparison with it is true.
+    return any(a.shape != b.shape or not bool((np.abs(a - b) <= limit).all()) for a, b in pairs)
+
+
+def _why_not(left: Side, right: Side) -> str:
+    if not np.array_equal(left.arrays["prompt_ids"], right.arrays["prompt_ids"]):
+        return "prompt ids differ"
+    shapes = left.arrays["hidden"].shape, right.arrays["hidden"].shape
+    if shapes[0] != shapes[1] or shapes[0][0] != len(left.arrays["prompt_ids"]):
+        return f"hidden states of shape {shapes[0]} and {shapes[1]}"
+    return "pixels differ"
 
 
 def _verdict(left: Side, right: Side, context: Context, comparison: Comparison) -> Verdict:
     pair = left.name, right.name
     divergence = comparison.divergences.get(pair)
     if divergence is None:
-        shapes = left.arrays["hidden"].shape, right.arrays["hidden"].shape
-        same_ids = np.array_equal(left.arrays["prompt_ids"], right.arrays["prompt_ids"])
-        reason = f"hidden states of shape {shapes[0]} and {shapes[1]}" if same_ids else "prompt ids differ"
-        return Verdict("P6", "hidden", *pair, "not comparable", reason=reason)
+        return Verdict("P6", "hidden", *pair, "not comparable", reason=_why_not(left, right))
     kl = divergence.kl_left_right
     worst = int(np.argmax(kl))  # The first NaN, if there is one.
     where = f"largest at position {worst} ({divergence.roles[worst]})"
