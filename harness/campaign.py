@@ -141,8 +141,10 @@ class Fleet:
 
     def close(self) -> None:
         """End every worker and remove the scratch space."""
+        for worker in self.workers.values():
+            worker.end()  # Before its thread is waited for, which may be waiting for it.
         for executor in self._executors.values():
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
         for worker in self.workers.values():
             worker.close()
         shutil.rmtree(self.scratch, ignore_errors=True)

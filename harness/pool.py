@@ -13,6 +13,7 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._loaded: dict[str, Any] | None = None
         self._buffer = b""
+        self._ended = False
+        self._spawning = threading.Lock()
         self.versions: dict[str, str] = {}
         self.starts = 0
 
@@ -77,7 +80,9 @@ class Worker:
             return
         command = [self.subject.python, "-m", "harness.worker", self.subject.name, self.subject.engine]
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("ab") as log:
+        with self._spawning, self.log_path.open("ab") as log:
+            if self._ended:
+                raise WorkerGone("crashed", "its process was ended by the harness")
             # A session of its own, so that Ctrl-C reaches the campaign alone and the campaign ends the workers.
             self._process = subprocess.Popen(
                 command,
@@ -138,8 +143,15 @@ class Worker:
             engine_s=time.perf_counter() - started,
         )
 
+    def end(self) -> None:
+        """Kill the process, for good; from any thread. A thread that waits for it sees it gone at once."""
+        with self._spawning:
+            self._ended = True
+            if self._process is not None:
+                _kill(self._process)
+
     def close(self) -> None:
-        """End the process; safe to call twice."""
+        """End the process and free its pipes; from the thread that uses it. Safe to call twice."""
         process, self._process, self._buffer = self._process, None, b""
         if process is None:
             return
