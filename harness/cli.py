@@ -193,7 +193,7 @@ def _wanted(name: str, store: Path) -> tuple[str, Case, Finding | None, Options 
 @app.command()
 def replay(
     targets: Annotated[list[str], typer.Argument(metavar="CAPSULE|CASE_ID ...")],
-    subjects: Annotated[str, typer.Option(help="Comma-separated; default: those of the first capsule.")] = "",
+    subjects: Annotated[str, typer.Option(help="Comma-separated; default: hf, vllm and native.")] = "",
     store: StoreOption = DEFAULT_STORE,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
 ) -> None:
