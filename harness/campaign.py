@@ -14,7 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from harness.comparators.suspects import findings
 from harness.deviations import Deviation, explain
 from harness.environments import Subject, unavailable_because
 from harness.errors import EngineUnavailable
-from harness.media import pixels
+from harness.media import arrays as media_arrays
 from harness.pool import Worker, thread_share
 from harness.records import rows_of
-from harness.render import is_expanded, render
+from harness.render import render
 from harness.schema import Case, Finding, LoadReport, Observation, Property, Request, Verdict
 
 PIPELINE_DEPTH = 3
@@ -45,7 +45,7 @@ class Options:
     dtype: str = "float32"
     device: str = "cpu"
     timeout_s: float = 120.0
-    properties: tuple[Property, ...] = ("P1", "P2", "P6", "P7")
+    properties: tuple[Property, ...] = ("P1", "P2", "P6", "P7", "P10", "P11")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,14 @@ class Timing:
         return {**vars(self), "engine_s": dict(self.engine_s), "overhead_ratio": ratio}
 
 
+@dataclass(frozen=True)
+class Flight:
+    """A case that workers have: what each makes of it, then of its probe."""
+
+    case: Case
+    futures: list[Future[Observation]] = field(default_factory=list)
+
+
 class Fleet:
     """The workers of several subjects, and scratch space in memory for what passes between them."""
 
@@ -89,16 +97,16 @@ class Fleet:
             for s in subjects
             if s.name not in self.absent
         }
-        self.loaded: Path | None = None
+        self.loaded: tuple[Path, str] | None = None
         self.reports: dict[str, LoadReport] = {}
         self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.workers}
         self.scratch = _scratch()
 
-    def load(self, checkpoint: Path, *, audit: bool = False) -> None:
+    def load(self, checkpoint: Path, dtype: str = "", *, audit: bool = False) -> None:
         """Load a checkpoint into every worker at once. One that cannot is absent until the next checkpoint."""
         self.absent = {name: why for name, why in self.absent.items() if name not in self.workers}
         self.reports = {}
-        options = {"dtype": self.options.dtype, "device": self.options.device, "audit": audit}
+        options = {"dtype": dtype or self.options.dtype, "device": self.options.device, "audit": audit}
         loading = {
             name: self._executors[name].submit(worker.load, checkpoint, **options)
             for name, worker in self.workers.items()
@@ -108,26 +116,27 @@ class Fleet:
                 self.reports[name] = future.result()
             except EngineUnavailable as error:
                 self.absent[name] = str(error)
-        self.loaded = checkpoint
+        self.loaded = checkpoint, dtype
 
-    def submit(self, case: Case) -> dict[str, Future[Observation]]:
-        """Draw a case's media once and hand it to every worker's queue."""
-        images_path = ""
-        if case.images:
-            images_path = str(self.scratch / f"{case.id}.images")
-            save_file({f"image.{k}": pixels(image) for k, image in enumerate(case.images)}, images_path)
-        prompt, expanded = render(case), is_expanded(case)
-        futures: dict[str, Future[Observation]] = {}
-        for name, worker in self.workers.items():
-            arrays_path = str(self.scratch / f"{case.id}.{name}")
-            request = Request(case.id, prompt, expanded, case.max_soft_tokens, images_path, arrays_path)
-            if name in self.absent:
-                futures[name] = _absent(case, name, self.absent[name])
-            else:
-                futures[name] = self._executors[name].submit(worker.run, request)
-        for name in self.absent.keys() - self.workers.keys():
-            futures[name] = _absent(case, name, self.absent[name])
-        return futures
+    def submit(self, case: Case) -> Flight:
+        """Draw a case's media once and hand it, and its probe, to every worker's queue."""
+        companion = case.probe.companion if case.probe else ()
+        drawn = media_arrays(case.parts) | media_arrays(companion, "companion.")
+        media_path = ""
+        if drawn:
+            media_path = str(self.scratch / f"{case.id}.media")
+            save_file(drawn, media_path)
+        other = render(replace(case, parts=companion)) if companion else ""
+        flight = Flight(case)
+        for probe in (False, True) if case.probe else (False,):
+            for name in {**self.workers, **self.absent}:
+                if name in self.absent:
+                    flight.futures.append(_done(Observation(case.id, name, "unavailable", self.absent[name])))
+                    continue
+                arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
+                request = Request(case, render(case), media_path, arrays_path, other, probe)
+                flight.futures.append(self._executors[name].submit(self.workers[name].run, request))
+        return flight
 
     def discard(self, case: Case) -> None:
         """Free a case's scratch space."""
@@ -161,9 +170,9 @@ def _scratch() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"harness-{os.getpid()}-", dir=place))
 
 
-def _absent(case: Case, subject: str, why: str) -> Future[Observation]:
+def _done(observation: Observation) -> Future[Observation]:
     future: Future[Observation] = Future()
-    future.set_result(Observation(case.id, subject, "unavailable", message=why, signature=why[:160]))
+    future.set_result(observation)
     return future
 
 
@@ -199,29 +208,29 @@ class Campaign:
             UserError: a model that is no checkpoint.
         """
         started = time.perf_counter()
-        flying: deque[tuple[Case, dict[str, Future[Observation]]]] = deque()
+        flying: deque[Flight] = deque()
         for case in cases:
-            checkpoint = self.locate(case.model)
-            if checkpoint != self.workers.loaded:
+            wanted = self.locate(case.model), case.dtype or self.workers.options.dtype
+            if wanted != self.workers.loaded:
                 while flying:
-                    yield self._finish(*flying.popleft(), started)
-                self._load(checkpoint)
-            flying.append((case, self.workers.submit(case)))
+                    yield self._finish(flying.popleft(), started)
+                self._load(*wanted)
+            flying.append(self.workers.submit(case))
             if len(flying) >= PIPELINE_DEPTH:
-                yield self._finish(*flying.popleft(), started)
+                yield self._finish(flying.popleft(), started)
         while flying:
-            yield self._finish(*flying.popleft(), started)
+            yield self._finish(flying.popleft(), started)
 
-    def _load(self, directory: Path) -> None:
+    def _load(self, directory: Path, dtype: str) -> None:
         started = time.perf_counter()
         checkpoint = Checkpoint.open(directory)
-        self.workers.load(directory)
-        limits = Limits.of(self.workers.options.dtype)
+        self.workers.load(directory, dtype, audit="P8" in self.workers.options.properties)
+        limits = Limits.of(dtype)
         self._context = Context(checkpoint.media_tokens, OutputHead.of(checkpoint), limits)
         self.timing.startup_s += time.perf_counter() - started
 
-    def _finish(self, case: Case, futures: Mapping[str, Future[Observation]], run_started: float) -> Result:
-        observations = tuple(futures[name].result() for name in futures)
+    def _finish(self, flight: Flight, run_started: float) -> Result:
+        case, observations = flight.case, tuple(future.result() for future in flight.futures)
         compare_started = time.perf_counter()
         assert self._context is not None
         sides = [load_side(observation) for observation in observations]

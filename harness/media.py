@@ -1,4 +1,4 @@
-"""Media spec -> pixels, the same on every machine and with every numpy. Layer 1.
+"""Media spec -> pixels, frames, samples, the same on every machine and with every numpy. Layer 1.
 
 Everything is integer arithmetic; noise comes from the raw stream of a Philox counter generator, which numpy
 promises never to change (the streams of `numpy.random.Generator` carry no such promise).
@@ -6,21 +6,30 @@ promises never to change (the streams of `numpy.random.Generator` carry no such 
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from harness.schema import ImageSpec, Pattern
+from harness.schema import AudioSpec, ImageSpec, Part, Pattern, VideoSpec, Waveform
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
+"""uint8, or uint16 in mode I;16."""
+
+Samples = npt.NDArray[np.float32]
 
 MAX_PIXELS = 4_000_000
 """Bound on width x height, so that no generated image costs more than 16 MB."""
 
-_CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4}
+MAX_SAMPLES = 1_500_000
+"""Bound on a recording: half a minute at 48 kHz."""
+
+_CHANNELS = {"RGB": 3, "L": 1, "RGBA": 4, "LA": 2, "P": 1, "CMYK": 4, "I;16": 1, "1": 1}
 
 
 def _noise(spec: ImageSpec, channels: int) -> Pixels:
@@ -73,7 +82,7 @@ _PATTERNS: dict[Pattern, Callable[[ImageSpec, int], Pixels]] = {
 
 
 def pixels(spec: ImageSpec) -> Pixels:
-    """Pixels of a spec: uint8 (height, width, 3 or 4), or (height, width) in mode L.
+    """Pixels of a spec: uint8 (height, width, channels), or (height, width) in a mode of one channel; I;16 is uint16.
 
     Raises:
         ValueError: a side below 1 px, or more than `MAX_PIXELS` pixels.
@@ -83,11 +92,81 @@ def pixels(spec: ImageSpec) -> Pixels:
             f"image of {spec.width_px} x {spec.height_px} px: sides of at least 1 px, at most {MAX_PIXELS:,} px in all"
         )
     drawn = _PATTERNS[spec.pattern](spec, _CHANNELS[spec.mode])
-    return np.ascontiguousarray(drawn[:, :, 0] if spec.mode == "L" else drawn)
+    if _CHANNELS[spec.mode] > 1:
+        return np.ascontiguousarray(drawn)
+    flat = np.ascontiguousarray(drawn[:, :, 0])
+    return flat * np.uint16(257) if spec.mode == "I;16" else flat
+
+
+def frames(spec: VideoSpec) -> Pixels:
+    """Frames of a spec: uint8 (frames, height, width, 3); the pattern's seed goes up by one from frame to frame.
+
+    Raises:
+        ValueError: no frame, a side below 1 px, or more than `MAX_PIXELS` pixels in all.
+    """
+    if spec.frames < 1 or spec.frames * spec.width_px * spec.height_px > MAX_PIXELS:
+        raise ValueError(
+            f"video of {spec.frames} frames of {spec.width_px} x {spec.height_px} px: at least 1 frame, "
+            f"at most {MAX_PIXELS:,} px in all"
+        )
+    first = ImageSpec(spec.width_px, spec.height_px, pattern=spec.pattern, seed=spec.seed)
+    return np.stack([pixels(dataclasses.replace(first, seed=spec.seed + k)) for k in range(spec.frames)])
+
+
+def samples(spec: AudioSpec) -> Samples:
+    """Samples of a spec: float32 (samples,) in [-1, 1], multiples of 2^-15.
+
+    Raises:
+        ValueError: fewer than no samples, or more than `MAX_SAMPLES`.
+    """
+    if not 0 <= spec.samples <= MAX_SAMPLES:
+        raise ValueError(f"recording of {spec.samples} samples: at least 0, at most {MAX_SAMPLES:,}")
+    wave = _WAVES[spec.pattern](np.arange(spec.samples, dtype=np.int64), spec)
+    return (wave / 32_768).astype(np.float32)
+
+
+def _hiss(index: npt.NDArray[np.int64], spec: AudioSpec) -> npt.NDArray[np.int64]:
+    words = np.random.Philox(key=spec.seed).random_raw(math.ceil(len(index) / 4))
+    return words.astype("<u8").view(np.int16)[: len(index)].astype(np.int64) // 4
+
+
+def _saw(phase: npt.NDArray[np.int64], period: int) -> npt.NDArray[np.int64]:
+    """A sawtooth of that period in samples: exact, unlike a sine."""
+    return phase % period * 16_384 // period - 8_192
+
+
+_WAVES: dict[Waveform, Callable[[npt.NDArray[np.int64], AudioSpec], npt.NDArray[np.int64]]] = {
+    "noise": _hiss,
+    "tone": lambda index, spec: _saw(index, 23 + spec.seed % 200),
+    "chirp": lambda index, spec: _saw(index * index // (spec.rate_hz // 10), 61 + spec.seed % 40),
+    "clicks": lambda index, spec: 16_384 * (index % (701 + spec.seed) == 0),
+    "silence": lambda index, _: 0 * index,
+}
+
+
+def arrays(parts: Iterable[Part], prefix: str = "") -> dict[str, npt.NDArray[Any]]:
+    """The media of a prompt, by the names that a request's media file has them under."""
+    drawn: dict[str, npt.NDArray[Any]] = {}
+    counts = Counter[str]()
+    for part in parts:
+        medium = part.medium
+        if medium is None:
+            continue
+        spec = part.image or part.audio or part.video
+        key = f"{prefix}{medium}.{counts[medium]}"
+        counts[medium] += 1
+        if isinstance(spec, ImageSpec):
+            drawn[key] = pixels(spec)
+        elif isinstance(spec, AudioSpec):
+            drawn[key] = samples(spec)
+        elif isinstance(spec, VideoSpec):
+            drawn[key] = frames(spec)
+    return drawn
 
 
 def thumbnail(spec: ImageSpec, max_side_px: int) -> Image.Image:
     """The image, reduced to fit a square of `max_side_px` for people to look at; its pixels are never reused."""
-    image = Image.fromarray(pixels(spec))
+    drawn = pixels(dataclasses.replace(spec, mode="RGB") if spec.mode in ("CMYK", "P", "I;16") else spec)
+    image = Image.fromarray(drawn)
     image.thumbnail((max_side_px, max_side_px))
     return image

@@ -135,12 +135,13 @@ class Worker:
 
     def _lost(self, request: Request, outcome: OutcomeKind, message: str, started: float) -> Observation:
         return Observation(
-            case_id=request.case_id,
+            case_id=request.case.id,
             subject=self.subject.name,
             outcome=outcome,
             message=message,
             signature=message.splitlines()[0][:160],
             engine_s=time.perf_counter() - started,
+            probe=request.probe,
         )
 
     def end(self) -> None:

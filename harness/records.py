@@ -39,7 +39,11 @@ def _case_row(case: Case) -> dict[str, Any]:
         "form": case.form,
         "max_soft_tokens": case.max_soft_tokens,
         "images": len(case.images),
+        "audios": len(case.audios),
+        "videos": len(case.videos),
         "expanded": is_expanded(case),
+        "probe": case.probe.kind if case.probe else "",
+        "dtype": case.dtype,
         "case": to_json(case),
     }
 
@@ -95,7 +99,7 @@ def summary(divergence: Divergence, chosen: Any) -> dict[str, Any]:
 def _arrays(sides: Sequence[Side], comparison: Comparison) -> dict[str, Any]:
     arrays: dict[str, Any] = {f"kl/{a}/{b}": d.kl_left_right for (a, b), d in comparison.divergences.items()}
     for side in sides:
-        if "prompt_ids" in side.arrays:
+        if "prompt_ids" in side.arrays and not side.observation.probe:
             arrays[f"prompt_ids/{side.name}"] = side.arrays["prompt_ids"]
     for divergence in comparison.divergences.values():
         arrays["roles"] = np.array([ROLES.index(role) for role in divergence.roles], dtype=np.int8)

@@ -10,26 +10,59 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of cases, capsules and stored rows. Readers refuse any other number, older or newer."""
 
 SoftTokenBudget = Literal[70, 140, 280, 560, 1120]
-ColourMode = Literal["RGB", "L", "RGBA"]
+ColourMode = Literal["RGB", "L", "RGBA", "LA", "P", "CMYK", "I;16", "1"]
 Pattern = Literal["noise", "gradient", "checker", "stripes", "solid"]
+Waveform = Literal["noise", "tone", "chirp", "clicks", "silence"]
 PromptForm = Literal["raw", "turn"]
+Medium = Literal["image", "audio", "video"]
+ModelType = Literal["", "float32", "bfloat16", "float16"]
 OutcomeKind = Literal["ok", "rejected", "crashed", "timeout", "unavailable"]
 VerdictKind = Literal["agree", "differ", "not comparable"]
-Property = Literal["P1", "P2", "P6", "P7"]
+Property = Literal["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12"]
+ProbeKind = Literal[
+    "visibility", "batch", "batch_last", "padding", "chunked", "decode", "prefix_cache", "static_cache",
+    "repeat", "chat", "ids", "expanded", "tensor",
+]  # fmt: skip
 
 PROPERTIES: dict[Property, str] = {
     "P1": "expanded prompt ids are identical",
     "P2": "predicted count = placeholders = feature rows <= declared maximum",
+    "P3": "attention sees what the mask rule says",
+    "P4": "batching, padding and order do not change a sample",
+    "P5": "the execution path does not change a sample: chunks, caches, decoding",
     "P6": "teacher-forced per-token KL",
     "P7": "stage-wise features: pixels, positions, tower and projector rows",
+    "P8": "every config variant starts, loads every tensor, and every tensor matters",
+    "P9": "prompt forms are equivalent, and processing leaves no state behind",
+    "P10": "video frames, indices and timestamps",
+    "P11": "audio lengths",
+    "P12": "reduced precision stays finite",
 }
+
+PROBES: dict[ProbeKind, Property] = {
+    "visibility": "P3",
+    "batch": "P4",
+    "batch_last": "P4",
+    "padding": "P4",
+    "chunked": "P5",
+    "decode": "P5",
+    "prefix_cache": "P5",
+    "static_cache": "P5",
+    "tensor": "P8",
+    "repeat": "P9",
+    "chat": "P9",
+    "ids": "P9",
+    "expanded": "P9",
+}
+"""The property that each kind of probe checks."""
 
 ROLES = ("text_before", "boi", "soft", "eoi", "after_media", "rest")
 """The role of a position of an expanded prompt, by which divergences are reported; stored as an index into this."""
@@ -39,44 +72,99 @@ _FORBID_EXTRA = {"extra": "forbid"}
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """An image as parameters; `harness.media` makes the pixels from it, the same ones everywhere."""
+    """An image as parameters; `harness.media` makes the pixels from it, the same ones everywhere.
+
+    `orientation` is the EXIF tag, 1 to 8; sizes are those of the stored pixels, before it is applied.
+    """
 
     width_px: int
     height_px: int
     mode: ColourMode = "RGB"
     pattern: Pattern = "noise"
     seed: int = 0
+    orientation: int = 1
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+
+
+@dataclass(frozen=True)
+class AudioSpec:
+    """A mono recording as parameters."""
+
+    samples: int
+    rate_hz: int = 16_000
+    pattern: Waveform = "noise"
+    seed: int = 0
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """A video as parameters. With `indices`, the frames are those shown, and these their numbers in the whole video."""
+
+    frames: int
+    width_px: int
+    height_px: int
+    fps: float | None = 24.0
+    indices: tuple[int, ...] | None = None
+    pattern: Pattern = "gradient"
+    seed: int = 0
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a prompt: text, or one image.
+    """A piece of a prompt: text, or one image, recording or video.
 
-    An image stands in the prompt as one bare placeholder, or `expanded`: begin-of-image, one placeholder per
-    soft token, end-of-image.
+    A medium stands in the prompt as one bare placeholder, or `expanded`: begin, one placeholder per soft token, end.
     """
 
     text: str = ""
     image: ImageSpec | None = None
+    audio: AudioSpec | None = None
+    video: VideoSpec | None = None
     expanded: bool = False
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+
+    @property
+    def medium(self) -> Medium | None:
+        """What the part is, if it is no text."""
+        return "image" if self.image else "audio" if self.audio else "video" if self.video else None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The same input taken another way, beside the plain way, in each subject; `PROBES` says what must then hold.
+
+    `at` is a number whose meaning depends on the kind: a position, a chunk length, a tensor's number. `companion` is
+    the other prompt of a batch.
+    """
+
+    kind: ProbeKind
+    at: int = 0
+    companion: tuple[Part, ...] = ()
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input, described by small parameters. `model` is a zoo name or a checkpoint directory."""
+    """One input, described by small parameters. `model` is a zoo name or a checkpoint directory.
+
+    `system` is the text of a system turn, for the form `turn`. `dtype` overrides the run's; empty is the run's own.
+    """
 
     model: str
     parts: tuple[Part, ...]
     max_soft_tokens: SoftTokenBudget = 280
     form: PromptForm = "raw"
+    system: str = ""
+    dtype: ModelType = ""
+    probe: Probe | None = None
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the SHA-256 of the case's canonical JSON."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        """Twelve hex digits of the SHA-256 of the case's canonical JSON, in which defaults are left out."""
+        text = json.dumps(_without_defaults(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -84,26 +172,37 @@ class Case:
         """The images in prompt order."""
         return tuple(part.image for part in self.parts if part.image is not None)
 
+    @property
+    def audios(self) -> tuple[AudioSpec, ...]:
+        """The recordings in prompt order."""
+        return tuple(part.audio for part in self.parts if part.audio is not None)
+
+    @property
+    def videos(self) -> tuple[VideoSpec, ...]:
+        """The videos in prompt order."""
+        return tuple(part.video for part in self.parts if part.video is not None)
+
 
 @dataclass(frozen=True)
 class Request:
-    """What a worker is asked to run: a case rendered to text, and the file that holds its images.
+    """What a worker is asked to run: a case, its prompt as text, and the file that holds its media.
 
-    `images_path` is a safetensors file with `image.0`, `image.1`, ...: uint8 (H, W) or (H, W, channels).
-    The worker writes the arrays of its observation to `arrays_path`, also safetensors.
+    `media_path` is a safetensors file with `image.0` uint8 (H, W) or (H, W, channels), `audio.0` float32 (samples,),
+    `video.0` uint8 (frames, H, W, 3) and so on; those of a batch companion start with `companion.`. The worker writes
+    the arrays of its observation to `arrays_path`, also safetensors. With `probe` it runs the case as its probe says.
     """
 
-    case_id: str
+    case: Case
     prompt: str
-    expanded: bool
-    max_soft_tokens: int
-    images_path: str
+    media_path: str
     arrays_path: str
+    companion: str = ""
+    probe: bool = False
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Soft tokens of one image as one subject counts them.
+    """Soft tokens of one image, recording or video as one subject counts them, in the order of the arrays.
 
     `predicted` comes from the subject's own counting function, `feature_rows` from the rows that it put into
     the prompt, `declared_max` from what it declares before it sees the image.
@@ -112,15 +211,17 @@ class Counts:
     predicted: int
     feature_rows: int
     declared_max: int
+    medium: Medium = "image"
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one subject did with one case.
+    """What one subject did with one case, or with its probe.
 
     Arrays, by stage: `prompt_ids` (T,) int64; `pixels.k` (patches, patch values) and `positions.k`
     (patches, 2) without padding; `mm_features.k` (rows, hidden); `hidden` (T, hidden), final and normed;
-    `logprobs` (T-1,), entry t for token t+1. Floating arrays are float32 whatever the engine computed in.
+    `logprobs` (T-1,), entry t for token t+1. The k-th recording and video have `audio_features.k` and
+    `video_features.k` (rows, hidden). Floating arrays are float32 whatever the engine computed in.
     """
 
     case_id: str
@@ -132,6 +233,7 @@ class Observation:
     digests: dict[str, str] = field(default_factory=dict)
     engine_s: float = 0.0
     arrays_path: str = ""
+    probe: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,6 +292,37 @@ class Capsule:
     dtype: str
     device: str
     __pydantic_config__: ClassVar = _FORBID_EXTRA
+
+
+def _without_defaults(value: Any) -> Any:
+    """A dataclass as JSON values, fields that have their default left out: a new field then changes no id."""
+    if isinstance(value, (list, tuple)):
+        return [_without_defaults(entry) for entry in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = ((entry, getattr(value, entry.name)) for entry in dataclasses.fields(value))
+    return {entry.name: _without_defaults(own) for entry, own in fields if own != entry.default}
+
+
+def case_of(value: Mapping[str, Any]) -> Case:
+    """The case that `dataclasses.asdict` was made of, in an environment that has no pydantic."""
+    probe = value["probe"] and {**value["probe"], "companion": _parts_of(value["probe"]["companion"])}
+    return Case(**{**value, "parts": _parts_of(value["parts"]), "probe": probe and Probe(**probe)})
+
+
+def _parts_of(values: Iterable[Mapping[str, Any]]) -> tuple[Part, ...]:
+    parts = []
+    for value in values:
+        image, audio, video = value["image"], value["audio"], value["video"]
+        if video and video["indices"] is not None:
+            video = {**video, "indices": tuple(video["indices"])}
+        specs = {
+            "image": image and ImageSpec(**image),
+            "audio": audio and AudioSpec(**audio),
+            "video": video and VideoSpec(**video),
+        }
+        parts.append(Part(**{**value, **specs}))
+    return tuple(parts)
 
 
 def to_json(value: Any) -> str:

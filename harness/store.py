@@ -42,16 +42,24 @@ _KEYS = {"case_id": _TEXT, "model": _TEXT}
 _PAIR = {"left": _TEXT, "right": _TEXT}
 _MEASURE = {"measured": _REAL, "limit": _REAL, "unit": _TEXT}
 TABLES = {
-    "cases": {**_KEYS, "form": _TEXT, "max_soft_tokens": _WHOLE, "images": _WHOLE, "expanded": _FLAG, "case": _TEXT},
+    "cases": {
+        **_KEYS,
+        **dict.fromkeys(("form", "probe", "dtype", "case"), _TEXT),
+        **dict.fromkeys(("max_soft_tokens", "images", "audios", "videos"), _WHOLE),
+        "expanded": _FLAG,
+    },
     "images": {
         **_KEYS,
-        **dict.fromkeys(("index", "width_px", "height_px", "max_soft_tokens", "reference", "contract"), _WHOLE),
+        **dict.fromkeys(
+            ("index", "width_px", "height_px", "orientation", "max_soft_tokens", "reference", "contract"), _WHOLE
+        ),
         "mode": _TEXT,
         "pattern": _TEXT,
     },
     "observations": {
         **_KEYS,
         **dict.fromkeys(("subject", "outcome", "message", "signature", "counts", "digests"), _TEXT),
+        "probe": _FLAG,
         "tokens": _WHOLE,
         "engine_s": _REAL,
     },

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 from safetensors.numpy import load_file, save_file
 
 from harness.engines import create
-from harness.engines.base import Array, Engine, Recording, Rejected
-from harness.schema import Observation, Request, error_signature
+from harness.engines.base import Array, Engine, Recording, Rejected, Unsupported
+from harness.schema import Observation, OutcomeKind, Request, case_of, error_signature
 
 
 def digest(array: Array) -> str:
@@ -46,7 +46,7 @@ class Server:
             return {"pid": os.getpid(), "versions": self.engine.versions()}
         if kind == "load":
             return self._load(**message)
-        return dataclasses.asdict(self._run(Request(**message)))
+        return dataclasses.asdict(self._run(Request(**{**message, "case": case_of(message["case"])})))
 
     def _load(self, checkpoint: str, **options: Any) -> dict[str, Any]:
         started = time.perf_counter()
@@ -58,17 +58,18 @@ class Server:
         return dataclasses.asdict(dataclasses.replace(report, load_s=time.perf_counter() - started))
 
     def _run(self, request: Request) -> Observation:
-        observation = Observation(case_id=request.case_id, subject=self.subject, outcome="ok")
+        observation = Observation(request.case.id, self.subject, "ok", probe=request.probe)
         started = time.perf_counter()
         try:
-            recording = self.engine.run(request, _images(request.images_path))
+            recording = self.engine.run(request, load_file(request.media_path) if request.media_path else {})
         except Exception as error:
-            if not isinstance(error, Rejected):
+            outcome = _OUTCOMES.get(type(error), "crashed")
+            if outcome == "crashed":
                 traceback.print_exc()
-            text = str(error) if isinstance(error, Rejected) else f"{type(error).__name__}: {error}"
+            text = f"{type(error).__name__}: {error}" if outcome == "crashed" else str(error)
             return dataclasses.replace(
                 observation,
-                outcome="rejected" if isinstance(error, Rejected) else "crashed",
+                outcome=outcome,
                 message=text[:2000],
                 signature=error_signature(text),
                 engine_s=time.perf_counter() - started,
@@ -77,9 +78,7 @@ class Server:
         return dataclasses.replace(observation, engine_s=engine_s, **_written(recording, request.arrays_path))
 
 
-def _images(path: str) -> list[Array]:
-    arrays = load_file(path) if path else {}
-    return [arrays[f"image.{index}"] for index in range(len(arrays))]
+_OUTCOMES: dict[type[Exception], OutcomeKind] = {Rejected: "rejected", Unsupported: "unavailable"}
 
 
 def _written(recording: Recording, path: str) -> dict[str, Any]:

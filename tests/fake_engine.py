@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,11 @@ class FakeEngine:
             raise RuntimeError("no such layer: 17")
         return LoadReport()
 
-    def run(self, request: Request, images: list[Array]) -> Recording:
+    def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
         """Obey the prompt."""
         self._misbehave(request.prompt)
         ids = np.array([2, *range(10, 20)], dtype=np.int64)
-        recording = Recording(counts=tuple(Counts(1, 1, 1) for _ in images))
+        recording = Recording(counts=tuple(Counts(1, 1, 1) for _ in arrays))
         recording.add("prompt_ids", ids)
         recording.add("hidden", np.full((len(ids), HIDDEN), np.nan if "nan" in request.prompt else 0.5, np.float32))
         recording.add("logprobs", np.zeros(len(ids) - 1, dtype=np.float32))

@@ -185,7 +185,7 @@ def test_a_fleet_can_be_closed_while_its_workers_hang(workers: Fleet) -> None:
     for worker in workers.workers.values():
         worker.timeout_s = 600.0
     workers.load(locate("tiny-31b"))
-    futures = [*workers.submit(case("hang")).values(), *workers.submit(case("after")).values()]
+    futures = workers.submit(case("hang")).futures + workers.submit(case("after")).futures
     processes = [worker.pid for worker in workers.workers.values()]
     started = time.monotonic()
     workers.close()

@@ -201,7 +201,7 @@ def test_no_pair_is_ever_dropped(kinds: list[OutcomeKind], asked: set[Property])
     """Every pair has a verdict on its outcomes and on each property asked between two, whoever crashed or is absent."""
     sides = [_full(f"s{index}", kind) for index, kind in enumerate(kinds)]
     found = {(v.property, v.left, v.right) for v in compare(CASE, sides, CONTEXT, asked).verdicts}
-    between: set[Property] = {"P1", *(asked - {"P2"})}
+    between: set[Property] = {"P1", *(asked & {"P6", "P7"})}
     for left, right in combinations([side.name for side in sides], 2):
         assert {(prop, left, right) for prop in between} <= found
 
@@ -224,7 +224,7 @@ def test_a_subject_that_did_not_run_keeps_its_p2_verdict(outcome: OutcomeKind) -
     assert [v.verdict for v in verdicts if (v.property, v.left, v.right) == ("P2", "a", "a")] == ["not comparable"]
 
 
-@pytest.mark.parametrize("prop", get_args(Property))
+@pytest.mark.parametrize("prop", ["P1", "P2", "P6", "P7"])
 def test_what_was_not_asked_is_not_answered(prop: Property) -> None:
     """Beside outcomes, verdicts are of the property that was asked alone."""
     verdicts = compare(CASE, [_full("a", "ok"), _full("b", "ok")], CONTEXT, {prop}).verdicts

@@ -15,7 +15,7 @@ import pytest
 from harness.environments import Subject
 from harness.errors import EngineUnavailable
 from harness.pool import Worker
-from harness.schema import Observation, Request
+from harness.schema import Case, Observation, Request
 
 ENGINE = "tests.fake_engine:FakeEngine"
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def make_worker(tmp_path: Path, engine: str = ENGINE) -> Worker:
 
 
 def run(worker: Worker, prompt: str, tmp_path: Path) -> Observation:
-    return worker.run(Request("case", prompt, False, 280, "", str(tmp_path / "arrays")))
+    return worker.run(Request(Case("tiny-31b", ()), prompt, "", str(tmp_path / "arrays")))
 
 
 def test_a_good_request_is_observed(worker: Worker, tmp_path: Path) -> None:

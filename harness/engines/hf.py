@@ -5,17 +5,19 @@ Legend: T tokens, H text hidden size, N images, P patches.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_preserving_size
 
 from harness.engines.audit import audit_tensors
-from harness.engines.base import Array, Recording, Rejected, package_versions
+from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
+from harness.engines.inputs import Media
+from harness.render import is_expanded
 from harness.schema import Counts, LoadReport, Request
 
 
@@ -64,29 +66,32 @@ class HfEngine:
         inner.get_image_features = get_image_features
         inner.language_model.register_forward_hook(keep_hidden)
 
-    def run(self, request: Request, images: list[Array]) -> Recording:
+    def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
         """Score the prompt in one pass; `logprobs` come from the model's own logits."""
+        if request.probe or request.case.audios or request.case.videos:
+            raise Unsupported("only images, only plainly")
+        media = Media.of(request.case.parts, arrays)
         try:
-            inputs = self._prepare(request, images).to(self.model.device)
+            inputs = self._prepare(request, media).to(self.model.device)
         except (ValueError, TypeError) as error:
             raise Rejected(f"{type(error).__name__}: {error}") from error
         self.seen.clear()
         with torch.inference_mode():
             logits = self.model(**inputs, use_cache=False).logits[0].float()
-        return self._record(request, images, inputs, logits)
+        return self._record(request, media, inputs, logits)
 
-    def _prepare(self, request: Request, images: list[Array]) -> Any:
+    def _prepare(self, request: Request, media: Media) -> Any:
         """Model inputs. A prompt that is expanded already goes in as token ids beside pixels.
 
         The processor takes bare placeholders only: it counts the placeholders of an expanded prompt as images.
         Whoever holds an expanded prompt gives its ids to the model, and so does this adapter. For a prompt that is
         partly expanded no such way exists; the processor refuses it.
         """
-        pictures = [Image.fromarray(image) for image in images]
-        budget = {"max_soft_tokens": request.max_soft_tokens}
+        pictures = media.pictures
+        budget = {"max_soft_tokens": request.case.max_soft_tokens}
         if not pictures:
             return self.processor(text=request.prompt, return_tensors="pt")
-        if not request.expanded:
+        if not is_expanded(request.case):
             return self.processor(text=request.prompt, images=pictures, images_kwargs=budget, return_tensors="pt")
         inputs = self.processor.tokenizer(request.prompt, add_special_tokens=False, return_tensors="pt")
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.image_token_id).long()
@@ -95,7 +100,7 @@ class HfEngine:
         inputs.update(pixels)
         return inputs
 
-    def _record(self, request: Request, images: list[Array], inputs: Any, logits: torch.Tensor) -> Recording:
+    def _record(self, request: Request, media: Media, inputs: Any, logits: torch.Tensor) -> Recording:
         ids = inputs["input_ids"][0]
         recording = Recording()
         recording.add("prompt_ids", ids)
@@ -109,8 +114,8 @@ class HfEngine:
             recording.add(f"pixels.{index}", inputs["pixel_values"][index][valid])
             recording.add(f"mm_features.{index}", rows)
         recording.counts = tuple(
-            Counts(self._predicted(image, request.max_soft_tokens), len(rows), request.max_soft_tokens)
-            for image, rows in zip(images, features, strict=True)
+            Counts(self._predicted(image, request.case.max_soft_tokens), len(rows), request.case.max_soft_tokens)
+            for (_, image), rows in zip(media.images, features, strict=True)
         )
         return recording
 

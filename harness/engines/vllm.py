@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,13 +29,13 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import numpy as np
 import torch
-from PIL import Image
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from harness.engines.audit import audit_tensors
-from harness.engines.base import Array, Recording, Rejected, package_versions
+from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
+from harness.engines.inputs import Media
 from harness.schema import Counts, LoadReport, Request
 
 MAX_MODEL_LEN = 4096
@@ -140,23 +140,26 @@ class VllmEngine:
         model.embed_multimodal = embed_multimodal
         model.register_forward_hook(lambda _module, _inputs, output: self.seen["hidden"].append(output.clone()))
 
-    def run(self, request: Request, images: list[Array]) -> Recording:
+    def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
         """Score the prompt: one prefill and one sampled token, which is not used."""
+        if request.probe or request.case.audios or request.case.videos:
+            raise Unsupported("only images, only plainly")
+        media = Media.of(request.case.parts, arrays)
         for kept in self.seen.values():
             kept.clear()
         prompt: dict[str, Any] = {"prompt": request.prompt}
-        if images:
-            prompt["multi_modal_data"] = {"image": [Image.fromarray(image) for image in images]}
-            prompt["mm_processor_kwargs"] = {"max_soft_tokens": request.max_soft_tokens}
+        if media.images:
+            prompt["multi_modal_data"] = {"image": media.pictures}
+            prompt["mm_processor_kwargs"] = {"max_soft_tokens": request.case.max_soft_tokens}
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         try:
             self.llm.enqueue(prompt, params, use_tqdm=False)
         except (ValueError, TypeError) as error:
             raise Rejected(f"{type(error).__name__}: {error}") from error
         (output,) = self.llm.wait_for_completion(use_tqdm=False)
-        return self._record(request, images, output)
+        return self._record(request, media, output)
 
-    def _record(self, request: Request, images: list[Array], output: Any) -> Recording:
+    def _record(self, request: Request, media: Media, output: Any) -> Recording:
         ids = output.prompt_token_ids
         recording = Recording()
         recording.add("prompt_ids", np.array(ids, dtype=np.int64))
@@ -164,12 +167,13 @@ class VllmEngine:
         own = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
         recording.add("logprobs", np.array(own, dtype=np.float32))
         counts = []
-        for index, (image, (pixels, positions, rows)) in enumerate(zip(images, self.seen["encoded"], strict=True)):
+        encoded = zip(media.images, self.seen["encoded"], strict=True)
+        for index, ((_, image), (pixels, positions, rows)) in enumerate(encoded):
             valid = (positions >= 0).all(dim=-1)
             recording.add(f"pixels.{index}", pixels[valid])
             recording.add(f"positions.{index}", positions[valid])
             recording.add(f"mm_features.{index}", rows)
-            counts.append(Counts(self._predicted(image, request.max_soft_tokens), len(rows), self.declared_max))
+            counts.append(Counts(self._predicted(image, request.case.max_soft_tokens), len(rows), self.declared_max))
         recording.counts = tuple(counts)
         return recording
 
