@@ -98,6 +98,7 @@ class Fleet:
             if s.name not in self.absent
         }
         self.loaded: tuple[Path, str] | None = None
+        self.template = ""
         self.reports: dict[str, LoadReport] = {}
         self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.workers}
         self.scratch = _scratch()
@@ -116,7 +117,7 @@ class Fleet:
                 self.reports[name] = future.result()
             except EngineUnavailable as error:
                 self.absent[name] = str(error)
-        self.loaded = checkpoint, dtype
+        self.loaded, self.template = (checkpoint, dtype), Checkpoint.open(checkpoint).chat_template
 
     def submit(self, case: Case) -> Flight:
         """Draw a case's media once and hand it, and its probe, to every worker's queue."""
@@ -126,7 +127,8 @@ class Fleet:
         if drawn:
             media_path = str(self.scratch / f"{case.id}.media")
             save_file(drawn, media_path)
-        other = render(replace(case, parts=companion)) if companion else ""
+        template = self.template if case.form == "chat" else ""
+        other = render(replace(case, parts=companion), template) if companion else ""
         flight = Flight(case)
         for probe in (False, True) if case.probe else (False,):
             for name in {**self.workers, **self.absent}:
@@ -134,7 +136,7 @@ class Fleet:
                     flight.futures.append(_done(Observation(case.id, name, "unavailable", self.absent[name])))
                     continue
                 arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
-                request = Request(case, render(case), media_path, arrays_path, other, probe)
+                request = Request(case, render(case, template), media_path, arrays_path, other, probe)
                 flight.futures.append(self._executors[name].submit(self.workers[name].run, request))
         return flight
 

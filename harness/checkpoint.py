@@ -65,6 +65,12 @@ class Checkpoint:
         return cls(directory, config)
 
     @cached_property
+    def chat_template(self) -> str:
+        """The text of its chat template; empty where it has none."""
+        path = self.path / "chat_template.jinja"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    @cached_property
     def media_tokens(self) -> MediaTokens:
         """The ids that frame and fill an image in this checkpoint's vocabulary."""
         ids = (self.config[f"{name}_token_id"] for name in ("boi", "image", "eoi"))

@@ -21,7 +21,7 @@ SoftTokenBudget = Literal[70, 140, 280, 560, 1120]
 ColourMode = Literal["RGB", "L", "RGBA", "LA", "P", "CMYK", "I;16", "1"]
 Pattern = Literal["noise", "gradient", "checker", "stripes", "solid"]
 Waveform = Literal["noise", "tone", "chirp", "clicks", "silence"]
-PromptForm = Literal["raw", "turn"]
+PromptForm = Literal["raw", "turn", "chat"]
 Medium = Literal["image", "audio", "video"]
 ModelType = Literal["", "float32", "bfloat16", "float16"]
 OutcomeKind = Literal["ok", "rejected", "crashed", "timeout", "unavailable"]
@@ -149,7 +149,8 @@ class Probe:
 class Case:
     """One input, described by small parameters. `model` is a zoo name or a checkpoint directory.
 
-    `system` is the text of a system turn, for the form `turn`. `dtype` overrides the run's; empty is the run's own.
+    `system` is the text of a system turn, for the forms `turn` and `chat`. `dtype` overrides the run's; empty is the
+    run's own.
     """
 
     model: str

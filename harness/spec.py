@@ -21,6 +21,7 @@ SIDE_PX = PATCH_PX * POOLING
 """One soft token covers 48 x 48 px of the resized image."""
 
 BOS, BOI, EOI, IMAGE = "<bos>", "<|image>", "<image|>", "<|image|>"
+AUDIO, VIDEO = "<|audio|>", "<|video|>"
 TURN_START, TURN_END = "<|turn>", "<turn|>"
 
 
