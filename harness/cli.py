@@ -20,7 +20,7 @@ from harness.deviations import load_deviations
 from harness.errors import EngineUnavailable, UserError
 from harness.schema import PROPERTIES, Case, Finding, Property
 from harness.store import DEFAULT_STORE, RunStore, find_case, plain, read_capsule, write_json
-from harness.zoo import NAMES, describe
+from harness.zoo import FEATURE_NAMES, NAMES, describe
 from reports import frames as reports_frames
 from reports import site
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     help="Find the inputs on which implementations of Gemma 4 disagree: who is wrong, where, and by how much.",
     epilog="Exit status: 0 nothing unexpected; 1 unexpected findings; 2 wrong use; 3 a subject cannot run here.",
 )
-zoo_app = typer.Typer(no_args_is_help=True, help="Tiny random checkpoints of the five published variants.")
+zoo_app = typer.Typer(no_args_is_help=True, help="Tiny random checkpoints: the five published variants, and models with one feature each.")
 app.add_typer(zoo_app, name="zoo")
 
 StoreOption = Annotated[Path, typer.Option(help="Where runs are kept.")]
@@ -239,13 +239,13 @@ def doctor_command() -> None:
 @zoo_app.command("list")
 def zoo_list() -> None:
     """Say what each tiny checkpoint is."""
-    show.zoo(Console(), [describe(name) for name in NAMES])
+    show.zoo(Console(), [describe(name) for name in (*NAMES, *FEATURE_NAMES)])
 
 
 @zoo_app.command("build")
 def zoo_build() -> None:
     """Build what is missing or of another recipe, and print where."""
-    for name in NAMES:
+    for name in (*NAMES, *FEATURE_NAMES):
         print(session.locate(name))
 
 
