@@ -66,6 +66,27 @@ def _lift_degenerate(columns: int, rows: int, width_px: int, height_px: int, bud
     return columns, rows
 
 
+Counts = npt.NDArray[np.int64]
+
+
+def soft_token_rows(widths_px: Counts, heights_px: Counts, max_soft_tokens: int) -> tuple[Counts, Counts]:
+    """Both answers, (reference, contract), for whole arrays of sizes; the same operations in the same order."""
+    wide, high, target_px = widths_px, heights_px, max_soft_tokens * SIDE_PX**2
+    factor = np.sqrt(target_px / (high * wide))
+    reference = np.floor(factor * wide / SIDE_PX).astype(int), np.floor(factor * high / SIDE_PX).astype(int)
+    # Exact: a float64 root of a whole number below 2^52 cannot be rounded up to the next whole number.
+    contract = np.sqrt(max_soft_tokens * wide // high).astype(int), np.sqrt(max_soft_tokens * high // wide).astype(int)
+    lifted = [
+        np.where(
+            rows == 0,
+            np.minimum(wide // high, max_soft_tokens),
+            np.where(columns == 0, np.minimum(high // wide, max_soft_tokens), columns * rows),
+        )
+        for columns, rows in (reference, contract)
+    ]
+    return lifted[0], lifted[1]
+
+
 @dataclass(frozen=True)
 class SoftTokens:
     """Both right answers for one image."""
