@@ -90,7 +90,8 @@ def all_media(name: str) -> tuple[list[dict[str, Any]], Sample]:
     """A conversation with every medium that a model takes, in two turns, and the sample that it becomes."""
     rng = np.random.default_rng(0)
     hears = name in HEARING
-    content = [{"type": "text", "text": "first"}, {"type": "image"}, *([{"type": "audio"}] if hears else [])]
+    heard = [{"type": "audio"}] if hears else []
+    content: list[dict[str, str]] = [{"type": "text", "text": "first"}, {"type": "image"}, *heard]
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": content},
         {"role": "model", "content": "ok"},
