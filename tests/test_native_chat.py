@@ -62,7 +62,7 @@ def test_the_style_of_the_other_series_is_seen(name: str) -> None:
     assert style == (
         ChatStyle("", empty_thought=True) if name == "tiny-31b" else ChatStyle("\n\n", empty_thought=False)
     )
-    messages = [{"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "image"}]}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "image"}]}]
     expected = their_text(name, messages, answer=True, thinking=False)
     assert render_chat(messages, style) == expected
     for other in (
@@ -74,7 +74,7 @@ def test_the_style_of_the_other_series_is_seen(name: str) -> None:
 
 def test_a_conversation_by_hand() -> None:
     """The system turn comes first, thoughts of earlier answers go, an answer is awaited."""
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "developer", "content": " Be brief. "},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": "<|channel>thought\na cat<channel|>A cat."},
