@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from importlib import metadata
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.database import (
+    DirectoryBasedExampleDatabase,
+    ExampleDatabase,
+    MultiplexedDatabase,
+    ReadOnlyDatabase,
+)
 
 from harness.campaign import Options
 from harness.schema import Case, Property
@@ -15,12 +22,24 @@ from harness.session import DEFAULT_SUBJECTS
 from harness.suite import Suite
 from harness.zoo import NAMES
 
+SHARED = os.environ.get("HARNESS_SHARED_EXAMPLES", "")
+"""A directory of failing examples that another machine kept, such as CI's .harness/hypothesis; read, never written."""
+
+
+def example_database(shared: str) -> ExampleDatabase:
+    """Failing examples of this machine, and those of another where there are any."""
+    own = DirectoryBasedExampleDatabase(".harness/hypothesis")
+    return MultiplexedDatabase(own, ReadOnlyDatabase(DirectoryBasedExampleDatabase(shared))) if shared else own
+
+
 for _name, _examples in {"smoke": 4, "ci": 12, "nightly": 300}.items():
     settings.register_profile(
         _name,
         max_examples=_examples,
         deadline=None,
-        derandomize=_name != "nightly",
+        # Hypothesis keeps no examples of a run that draws the same ones every time.
+        derandomize=_name != "nightly" and not SHARED,
+        database=example_database(SHARED) if _name == "nightly" or SHARED else None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
         print_blob=True,
     )
