@@ -9,27 +9,15 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.database import (
-    DirectoryBasedExampleDatabase,
-    ExampleDatabase,
-    MultiplexedDatabase,
-    ReadOnlyDatabase,
-)
 
 from harness.campaign import Options
 from harness.schema import Case, Property
 from harness.session import DEFAULT_SUBJECTS
-from harness.suite import Suite
+from harness.suite import Suite, example_database
 from harness.zoo import NAMES
 
 SHARED = os.environ.get("HARNESS_SHARED_EXAMPLES", "")
 """A directory of failing examples that another machine kept, such as CI's .harness/hypothesis; read, never written."""
-
-
-def example_database(shared: str) -> ExampleDatabase:
-    """Failing examples of this machine, and those of another where there are any."""
-    own = DirectoryBasedExampleDatabase(".harness/hypothesis")
-    return MultiplexedDatabase(own, ReadOnlyDatabase(DirectoryBasedExampleDatabase(shared))) if shared else own
 
 
 for _name, _examples in {"smoke": 4, "ci": 12, "nightly": 300}.items():

@@ -6,6 +6,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from hypothesis.database import (
+    DirectoryBasedExampleDatabase,
+    ExampleDatabase,
+    MultiplexedDatabase,
+    ReadOnlyDatabase,
+)
+
 from harness.campaign import Campaign, Fleet, Options, Result
 from harness.deviations import load_deviations
 from harness.environments import resolve
@@ -14,8 +21,17 @@ from harness.schema import Case, Finding, Property
 from harness.session import capsule_of, locate
 from harness.store import write_json
 
+EXAMPLES = Path(".harness/hypothesis")
+"""Hypothesis' example database."""
+
 FAILURES = Path(".harness/failures")
 """Capsules of failing tests, one a signature and model; the last one of a Hypothesis test is its smallest."""
+
+
+def example_database(shared: str) -> ExampleDatabase:
+    """Failing examples of this machine, and those of another where there are any."""
+    own = DirectoryBasedExampleDatabase(EXAMPLES)
+    return MultiplexedDatabase(own, ReadOnlyDatabase(DirectoryBasedExampleDatabase(shared))) if shared else own
 
 
 class Suite:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from plotly.offline import get_plotlyjs
 
 from harness.campaign import Result
 from harness.comparators import Side
@@ -77,7 +78,7 @@ def test_equal_sides_have_no_first_stage() -> None:
 
 def test_recordings_and_videos_have_their_stages() -> None:
     """Arrays of other media are compared where they are recorded; one that a side lacks differs and says so."""
-    extra = {"audio_input.0": np.ones((5, 8), np.float32), "audio_features.0": np.ones((2, 4), np.float32)}
+    extra: dict[str, Any] = {"audio_input.0": np.ones((5, 8)), "audio_features.0": np.ones((2, 4))}
     louder = extra | {"audio_input.0": 2 * extra["audio_input.0"]}
     (pair,) = explained(side("hf", **extra), side("vllm", **louder)).pairs
     assert pair.first == "audio_input"
@@ -104,7 +105,7 @@ def _page(tmp_path: Path) -> str:
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
     """One file: the picture, the figures and plotly are in it, and it may load nothing."""
     text = _page(tmp_path)
-    own = text.replace(str(explanation.get_plotlyjs()), "")
+    own = text.replace(str(get_plotlyjs()), "")
     assert "default-src 'none'" in own
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(?!data:)", own)
     assert own.count('class="plot"') == 2

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.database import DirectoryBasedExampleDatabase
 
-from harness import cli
+from harness import cli, suite
 from harness.campaign import Options, Result
 from harness.environments import SUBJECTS, Subject
 from harness.errors import UserError
@@ -342,6 +343,35 @@ def test_shrink_writes_a_capsule_that_replays(tmp_path: Path, call: Callable[...
     assert f"harness replay {path}" in printed
     assert read_capsule(path).case.parts == (Part(text="raise"),)
     assert call("replay", str(path), "--subjects", "fake")[0] == 1
+
+
+@pytest.mark.usefixtures("call")
+def test_a_failing_test_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message of the suite ends in commands, and the capsule that they name is there and has the case."""
+    monkeypatch.setattr(suite, "FAILURES", tmp_path / "failures")
+    warm_suite = suite.Suite(["fake"], Options())
+    try:
+        examined = warm_suite.examine(capsule("raise").case)
+        with pytest.raises(AssertionError) as failed:
+            warm_suite.require(examined, "P1")
+    finally:
+        warm_suite.close()
+    (path,) = (tmp_path / "failures").glob("*.json")
+    for command in ("replay", "shrink", "explain"):
+        assert f"harness {command} {path}" in str(failed.value)
+    assert read_capsule(path).case == examined.case
+
+
+def test_examples_of_another_machine_are_read_and_never_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What CI found is tried here; what is found here stays here."""
+    monkeypatch.setattr(suite, "EXAMPLES", tmp_path / "own")
+    DirectoryBasedExampleDatabase(tmp_path / "shared").save(b"test", b"from CI")
+    database = suite.example_database(str(tmp_path / "shared"))
+    database.save(b"test", b"from here")
+    assert set(database.fetch(b"test")) == {b"from CI", b"from here"}
+    assert set(DirectoryBasedExampleDatabase(tmp_path / "shared").fetch(b"test")) == {b"from CI"}
 
 
 @pytest.mark.engines
