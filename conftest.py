@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from importlib import metadata
 from typing import Any
@@ -12,15 +13,21 @@ from hypothesis import HealthCheck, settings
 from harness.campaign import Options
 from harness.schema import Case, Property
 from harness.session import DEFAULT_SUBJECTS
-from harness.suite import Suite
+from harness.suite import Suite, example_database
 from harness.zoo import NAMES
+
+SHARED = os.environ.get("HARNESS_SHARED_EXAMPLES", "")
+"""A directory of failing examples that another machine kept, such as CI's .harness/hypothesis; read, never written."""
+
 
 for _name, _examples in {"smoke": 4, "ci": 12, "nightly": 300}.items():
     settings.register_profile(
         _name,
         max_examples=_examples,
         deadline=None,
-        derandomize=_name != "nightly",
+        # Hypothesis keeps no examples of a run that draws the same ones every time.
+        derandomize=_name != "nightly" and not SHARED,
+        database=example_database(SHARED) if _name == "nightly" or SHARED else None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
         print_blob=True,
     )

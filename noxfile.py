@@ -32,6 +32,12 @@ def replay(session: nox.Session) -> None:
 
 
 @nox.session
+def shrink(session: nox.Session) -> None:
+    """The smallest case with a capsule's finding: `nox -s shrink -- .harness/failures/NAME.json`."""
+    _uv(session, "harness", "shrink")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """What the harness adds to what the engines take, as a ratio."""
     _uv(session, "python", "benchmarks/overhead.py")

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ import torch
 from safetensors.numpy import save_file
 
 from harness.checkpoint import Checkpoint
-from harness.comparators import Context, Limits, compare, load_side
+from harness.comparators import Context, Limits, Side, compare, load_side
 from harness.comparators.kl import OutputHead
 from harness.comparators.start_up import check_loaded
 from harness.comparators.suspects import findings
@@ -51,7 +51,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything about one finished case: what was observed, judged and found, and the rows to store."""
+    """Everything about one finished case: what was observed, judged and found, and the rows to store.
+
+    `sides` are the observations with every array that was recorded; whoever collects results should let them go.
+    """
 
     case: Case
     observations: tuple[Observation, ...]
@@ -59,6 +62,7 @@ class Result:
     findings: tuple[Finding, ...]
     rows: Mapping[str, list[dict[str, Any]]]
     arrays: Mapping[str, Any]
+    sides: tuple[Side, ...] = ()
 
 
 @dataclass
@@ -206,8 +210,8 @@ class Campaign:
         self._context: Context | None = None
         self._loaded: list[Verdict] = []
 
-    def run(self, cases: Sequence[Case]) -> Iterator[Result]:
-        """Results in the order of the cases, which should be grouped by model.
+    def run(self, cases: Iterable[Case]) -> Iterator[Result]:
+        """Results in the order of the cases, which should be grouped by model and may depend on earlier results.
 
         Raises:
             UserError: a model that is no checkpoint.
@@ -259,7 +263,7 @@ class Campaign:
         self.timing.wall_s = now - run_started
         for observation in observations:
             self.timing.engine_s[observation.subject] += observation.engine_s
-        return Result(case, observations, tuple(comparison.verdicts), found, rows, arrays)
+        return Result(case, observations, tuple(comparison.verdicts), found, rows, arrays, tuple(sides))
 
     def _explained(self, case: Case, finding: Finding) -> Finding:
         versions = {k: v for name in finding.subjects for k, v in self.workers.versions.get(name, {}).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +12,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from harness import doctor, session, show
-from harness import sweep as sweeping
-from harness.campaign import Options
+from harness import cli_capsule, cli_sweep, doctor, session, show
 from harness.deviations import load_deviations
-from harness.environments import resolve
 from harness.errors import EngineUnavailable, UserError
-from harness.schema import PROPERTIES, Case, Finding, Property
-from harness.spec import SOFT_TOKEN_BUDGETS
-from harness.store import DEFAULT_STORE, RunStore, find_case, plain, read_capsule, write_json
+from harness.options import StoreOption, one_of, progress, split, writable
+from harness.schema import PROPERTIES, Property
+from harness.store import DEFAULT_STORE, RunStore, plain, write_json
 from harness.zoo import FEATURE_NAMES, NAMES, describe
 from reports import frames as reports_frames
 from reports import site
@@ -39,31 +35,20 @@ zoo_app = typer.Typer(
 )
 app.add_typer(zoo_app, name="zoo")
 
-StoreOption = Annotated[Path, typer.Option(help="Where runs are kept.")]
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise UserError(f"{option} {value}: must be one of {', '.join(allowed)}")
-    return value
-
-
 def _properties(text: str) -> tuple[Property, ...]:
-    for name in _split(text):
-        _one_of("--properties", name, tuple(PROPERTIES))
-    chosen = tuple(prop for prop in PROPERTIES if prop in _split(text))
+    for name in split(text):
+        one_of("--properties", name, tuple(PROPERTIES))
+    chosen = tuple(prop for prop in PROPERTIES if prop in split(text))
     if not chosen:
         raise UserError(f"--properties names none; known: {', '.join(PROPERTIES)}")
     return chosen
 
 
 def _device(name: str) -> str:
-    _one_of("--device", name, ("auto", "cpu", "cuda"))
+    one_of("--device", name, ("auto", "cpu", "cuda"))
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
@@ -72,15 +57,8 @@ def _device(name: str) -> str:
 
 @contextmanager
 def _watched(console: Console) -> Iterator[session.Watch]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    """A run's progress bar."""
+    with progress(console) as bar:
         task = bar.add_task("drawing cases", total=None)
 
         def watch(step: session.Progress) -> None:
@@ -121,12 +99,12 @@ def run(
         plan = session.plan_of(kept)
     else:
         plan = session.Plan(
-            models=NAMES if models == "all" else _split(models),
-            subjects=_split(subjects) or session.DEFAULT_SUBJECTS,
-            cases=cases or session.PROFILES[_one_of("--profile", profile, tuple(session.PROFILES))],
+            models=NAMES if models == "all" else split(models),
+            subjects=split(subjects) or session.DEFAULT_SUBJECTS,
+            cases=cases or session.PROFILES[one_of("--profile", profile, tuple(session.PROFILES))],
             seed=seed,
             properties=_properties(properties),
-            dtype=_one_of("--dtype", dtype, DTYPES),
+            dtype=one_of("--dtype", dtype, DTYPES),
             device=_device(device),
             timeout_s=timeout_s,
             deviations=deviations,
@@ -177,45 +155,11 @@ def _write_document(target: str, document: dict[str, Any]) -> None:
     if target == "-":
         print(json.dumps(plain(document), indent=1))
     elif target:
-        _writable(lambda: write_json(Path(target), document), target)
+        writable(lambda: write_json(Path(target), document), target)
 
 
-def _writable(action: Callable[[], None], target: str) -> None:
-    try:
-        action()
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from error
-
-
-def _wanted(name: str, store: Path) -> tuple[str, Case, Finding | None, Options | None]:
-    """A capsule's path, or the id of a case in the store."""
-    if Path(name).suffix == ".json" or Path(name).exists():
-        capsule = read_capsule(Path(name))
-        return name, capsule.case, capsule.finding, Options(capsule.dtype, capsule.device)
-    return name, find_case(store, name), None, None
-
-
-@app.command()
-def replay(
-    targets: Annotated[list[str], typer.Argument(metavar="CAPSULE|CASE_ID ...")],
-    subjects: Annotated[str, typer.Option(help="Comma-separated; default: hf, vllm and native.")] = "",
-    store: StoreOption = DEFAULT_STORE,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
-) -> None:
-    """Run findings again: FIXED, FAILED or NOT COMPARABLE for each capsule. Exit status 1 if one is not fixed."""
-    wanted = [_wanted(target, store) for target in targets]
-    options = next((entry[3] for entry in wanted if entry[3]), None) or Options()
-    if any(entry[3] not in (None, options) for entry in wanted):
-        raise UserError("these capsules were measured with different dtypes or devices; replay them apart")
-    names = _split(subjects) or session.DEFAULT_SUBJECTS
-    session.require_available(names)
-    console = Console(stderr=json_output)
-    with console.status("running engines", spinner="dots"):
-        replayed = list(session.replay([entry[:3] for entry in wanted], names, options))
-    show.replayed(console, replayed)
-    if json_output:
-        print(json.dumps(plain(replayed), indent=1))
-    raise typer.Exit(1 if any(entry.failed for entry in replayed) else 0)
+for _command in (cli_capsule.replay, cli_capsule.shrink, cli_capsule.explain, cli_capsule.export, cli_sweep.sweep):
+    app.command()(_command)
 
 
 @app.command()
@@ -228,61 +172,8 @@ def report(
     frames = reports_frames.load(store, run_id or None)
     target = out or frames.run.path / "site"
     pages: list[Path] = []
-    _writable(lambda: pages.append(site.build(frames, target)), str(target))
+    writable(lambda: pages.append(site.build(frames, target)), str(target))
     print(pages[0])
-
-
-@app.command()
-def sweep(
-    budget: Annotated[str, typer.Option(help="all, or budgets; comma-separated.")] = "all",
-    max_side: Annotated[int, typer.Option(min=1, max=20_000, help="Largest width and height, in px.")] = 1_000,
-    samples: Annotated[int, typer.Option(min=1, help="Recordings shorter than this, at 16 kHz.")] = 500_000,
-    subjects: Annotated[str, typer.Option(help="Comma-separated.")] = "hf,vllm,native",
-    model: Annotated[str, typer.Option(help="A zoo name or a checkpoint directory.")] = "tiny-e2b",
-    out: Annotated[Path, typer.Option(help="Where the disagreements are kept, as Parquet.")] = Path(".harness/sweeps"),
-    json_file: Annotated[
-        str, typer.Option("--json", help="Write the result here; - is stdout and silences the rest.")
-    ] = "",
-) -> None:
-    """Ask each engine's own counting function for every size: arithmetic only, no engine started.
-
-    Exit status 1 if two subjects part where no deviation says so.
-    """
-    console = Console(stderr=json_file == "-")
-    budgets = SOFT_TOKEN_BUDGETS if budget == "all" else [_budget(name) for name in _split(budget)]
-    session.require_available(_split(subjects))
-    with _counting(console) as watch:
-        swept = sweeping.sweep(resolve(_split(subjects)), session.locate(model), budgets, max_side, samples, watch)
-    deviations = sweeping.explained(swept, model)
-    _writable(lambda: sweeping.keep(swept, deviations, out), str(out))
-    show.sweep(console, swept, deviations, out)
-    _write_document(json_file, sweeping.document(swept, deviations))
-    raise typer.Exit(1 if (deviations == "").any() or len(swept.audio) else 0)
-
-
-def _budget(text: str) -> int:
-    return int(_one_of("--budget", text, tuple(map(str, SOFT_TOKEN_BUDGETS))))
-
-
-@contextmanager
-def _counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar of calls, a task for each subject."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def watch(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name)
-            bar.update(tasks[name], completed=done, total=total)
-
-        yield watch
 
 
 @app.command("doctor")
@@ -314,9 +205,9 @@ def zoo_verify(
 ) -> None:
     """Load each checkpoint in each engine and compare every tensor by content. Exit status 1 if one is wrong."""
     console = Console()
-    session.require_available(_split(subjects))
+    session.require_available(split(subjects))
     with console.status("loading checkpoints", spinner="dots"):
-        verified = doctor.verify(NAMES if models == "all" else _split(models), _split(subjects))
+        verified = doctor.verify(NAMES if models == "all" else split(models), split(subjects))
     show.verified(console, verified)
     raise typer.Exit(0 if all(entry.sound for entry in verified) else 1)
 

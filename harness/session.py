@@ -1,4 +1,4 @@
-"""What `harness run` and `harness replay` do: plan, generate, run, keep. Layer 3.
+"""What `harness run` does: plan, generate, run, keep. Layer 3.
 
 Everything that can be refused is refused before anything is written: subjects, models, deviations, the store.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -160,6 +159,12 @@ def _close_header(run: RunStore, workers: Fleet, campaign: Campaign) -> None:
     run.write_header(header)
 
 
+def capsule_of(finding: Finding, case: Case, workers: Fleet) -> Capsule:
+    """What replays a finding anywhere: parameters, and the versions that it was seen with."""
+    subjects = {name: {"engine": name, **workers.versions.get(name, {})} for name in workers.workers}
+    return Capsule(SCHEMA_VERSION, finding, case, subjects, workers.options.dtype, workers.options.device)
+
+
 class Keeper:
     """Writes results to a run: rows at once, and for each finding its smallest example as a capsule."""
 
@@ -179,8 +184,7 @@ class Keeper:
         self.run.append(result.rows)
 
     def _keep_example(self, finding: Finding, result: Result) -> None:
-        subjects = {name: {"engine": name, **self.workers.versions.get(name, {})} for name in self.workers.workers}
-        capsule = Capsule(SCHEMA_VERSION, finding, result.case, subjects, self.plan.dtype, self.plan.device)
+        capsule = capsule_of(finding, result.case, self.workers)
         write_json(self.run.path / "capsules" / f"{finding.id}.json", capsule)
         self.run.write_arrays(result.case.id, result.arrays)
         for index, image in enumerate(result.case.images):
@@ -208,55 +212,6 @@ def environment() -> dict[str, Any]:
         "harness": metadata.version("gemma4-conformance"),
         "revision": revision.stdout.strip() or "not a git checkout",
     }
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """What became of a finding when its case was run again."""
-
-    name: str
-    status: Literal["FIXED", "FAILED", "NOT COMPARABLE", "NO FINDING", "FINDINGS"]
-    detail: str
-    findings: tuple[Finding, ...]
-
-    @property
-    def failed(self) -> bool:
-        """Still there, or not known to be gone. A known deviation of a case without a capsule is no failure."""
-        if self.status == "FINDINGS":
-            return any(not finding.deviation for finding in self.findings)
-        return self.status in ("FAILED", "NOT COMPARABLE")
-
-
-def replay(
-    wanted: Sequence[tuple[str, Case, Finding | None]], subjects: Sequence[str], options: Options
-) -> Iterator[Replayed]:
-    """Run cases again on warm subjects, grouped by model, and say whether each finding is still there."""
-    deviations = load_deviations()
-    ordered = sorted(wanted, key=lambda entry: entry[1].model)
-    with tempfile.TemporaryDirectory() as logs, fleet(resolve(subjects), options, Path(logs)) as workers:
-        results = Campaign(workers, locate, deviations).run([case for _, case, _ in ordered])
-        for (name, _, finding), result in zip(ordered, results, strict=True):
-            yield _replayed(name, finding, result)
-
-
-def _replayed(name: str, finding: Finding | None, result: Result) -> Replayed:
-    if finding is None:
-        listed = "; ".join(f"{f.signature} {f.detail}" for f in result.findings)
-        status: Any = "FINDINGS" if result.findings else "NO FINDING"
-        return Replayed(name, status, listed, result.findings)
-    same = [f for f in result.findings if f.signature == finding.signature]
-    if same:
-        return Replayed(name, "FAILED", f"{same[0].signature}: {same[0].detail}", result.findings)
-    judged = [
-        v for v in result.verdicts
-        if (v.property, v.stage) == (finding.property, finding.stage) and {v.left, v.right} & set(finding.subjects)
-    ]  # fmt: skip
-    open_questions = [v for v in judged if v.verdict == "not comparable"]
-    if open_questions or (not judged and finding.property != "P2" and finding.stage != "outcome"):
-        why = open_questions[0].reason if open_questions else f"no subject recorded stage {finding.stage}"
-        return Replayed(name, "NOT COMPARABLE", why, result.findings)
-    others = ", ".join(f.signature for f in result.findings)
-    return Replayed(name, "FIXED", f"other findings: {others}" if others else "", result.findings)
 
 
 def plan_of(run: RunStore) -> Plan:

@@ -13,8 +13,10 @@ from rich.table import Table
 
 from harness.deviations import Deviation
 from harness.doctor import Examined, Verified
-from harness.schema import PROPERTIES
-from harness.session import Replayed
+from harness.explain import Explanation, PairExplanation
+from harness.hunt import Shrunk
+from harness.replay import Replayed
+from harness.schema import PROPERTIES, Case
 from harness.sweep import Swept
 from reports.frames import VERDICTS, Frames, agreement
 
@@ -90,6 +92,59 @@ def replayed(console: Console, results: Sequence[Replayed]) -> None:
     for entry in results:
         colour = colours[entry.status]
         console.print(f"[{colour}]{entry.status}[/] {escape(entry.name)} {escape(entry.detail)}", soft_wrap=True)
+
+
+def in_words(case: Case) -> str:
+    """A case on one line: what is in it, and how large."""
+    images = [f"image {i.width_px} x {i.height_px} {i.mode} {i.pattern}" for i in case.images]
+    audios = [f"audio {a.samples} samples" for a in case.audios]
+    videos = [f"video {v.frames} x {v.width_px} x {v.height_px}" for v in case.videos]
+    letters = sum(len(part.text) for part in case.parts)
+    text = [f"{letters} characters"] if letters else []
+    probe = [f"probe {case.probe.kind}"] if case.probe else []
+    return escape(", ".join([*images, *audios, *videos, *text, *probe, f"budget {case.max_soft_tokens}", case.form]))
+
+
+def shrunk(console: Console, result: Shrunk, path: Path, written: bool) -> None:
+    """What a search came to, and the command that replays it."""
+    finding = result.capsule.finding
+    _line(console, f"[bold]{escape(finding.signature)}[/] on {escape(finding.model)}: {escape(finding.detail)}")
+    _line(console, f"  from {in_words(result.original)}")
+    _line(console, f"  to   {in_words(result.capsule.case)}")
+    _line(
+        console,
+        f"  {result.accepted} steps of {result.tried} cases in {result.seconds:.1f} s; {escape(result.why)}",
+    )
+    if not written:
+        _line(console, "[yellow]not written:[/] the capsule of that name is as small")
+    _line(console, f"  uv run harness replay {escape(str(path))}")
+
+
+def explained(console: Console, result: Explanation) -> None:
+    """A table of stages for each pair, and what enters where."""
+    _line(console, f"[bold]{result.status}[/] {escape(result.name)}: {in_words(result.case)}")
+    for subject, outcome in result.outcomes.items():
+        if outcome != "ok":
+            _line(console, f"[yellow]{escape(subject)}[/] {escape(outcome)}")
+    for pair in result.pairs:
+        console.print(_stages(pair))
+        for role in pair.roles:
+            _line(
+                console,
+                f"  KL of {role.positions} x {role.role}: mean {role.mean:.3g}, largest {role.largest:.3g} nats",
+            )
+
+
+def _stages(pair: PairExplanation) -> Table:
+    first = f"first beyond its limit: {pair.first}" if pair.first else "no stage beyond its limit"
+    columns = ("stage", "", "largest absolute", "largest relative", "x before", "measured", "limit", "unit")
+    table = _table(f"{pair.left} - {pair.right}: {first}", *columns)
+    colours = {"agree": "green", "differ": "red"}
+    for row in pair.stages:
+        numbers = (row.max_absolute, row.max_relative, row.growth, row.measured, row.limit)
+        cells = ["" if number is None else f"{number:.3g}" for number in numbers]
+        table.add_row(row.stage, f"[{colours.get(row.verdict, 'dim')}]{row.verdict}[/]", *cells, row.unit)
+    return table
 
 
 def subjects(console: Console, examined: Sequence[Examined]) -> None:

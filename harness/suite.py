@@ -6,11 +6,32 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from hypothesis.database import (
+    DirectoryBasedExampleDatabase,
+    ExampleDatabase,
+    MultiplexedDatabase,
+    ReadOnlyDatabase,
+)
+
 from harness.campaign import Campaign, Fleet, Options, Result
 from harness.deviations import load_deviations
 from harness.environments import resolve
+from harness.hunt import capsule_name
 from harness.schema import Case, Finding, Property
-from harness.session import locate
+from harness.session import capsule_of, locate
+from harness.store import write_json
+
+EXAMPLES = Path(".harness/hypothesis")
+"""Hypothesis' example database."""
+
+FAILURES = Path(".harness/failures")
+"""Capsules of failing tests, one a signature and model; the last one of a Hypothesis test is its smallest."""
+
+
+def example_database(shared: str) -> ExampleDatabase:
+    """Failing examples of this machine, and those of another where there are any."""
+    own = DirectoryBasedExampleDatabase(EXAMPLES)
+    return MultiplexedDatabase(own, ReadOnlyDatabase(DirectoryBasedExampleDatabase(shared))) if shared else own
 
 
 class Suite:
@@ -44,7 +65,7 @@ class Suite:
         """
         found = [finding for finding in result.findings if finding.property == prop]
         unexpected = [finding for finding in found if not finding.deviation]
-        assert not unexpected, "\n".join(_message(finding, result.case) for finding in unexpected)
+        assert not unexpected, "\n".join(self._message(finding, result.case) for finding in unexpected)
         self.explained += found
 
     def take_explained(self) -> list[Finding]:
@@ -62,7 +83,12 @@ class Suite:
         self._fleet.close()
         self._logs.cleanup()
 
-
-def _message(finding: Finding, case: Case) -> str:
-    measured = "" if finding.measured is None else f"{finding.measured:.6g} {finding.unit}, limit {finding.limit:g}; "
-    return f"{finding.signature}: {measured}{finding.detail} [suspect {finding.suspect}, case {case.id}: {case}]"
+    def _message(self, finding: Finding, case: Case) -> str:
+        """What was measured, and the commands that go on from here: the capsule that they name is kept."""
+        number = "" if finding.measured is None else f"{finding.measured:.6g} {finding.unit}, limit {finding.limit:g}; "
+        FAILURES.mkdir(parents=True, exist_ok=True)
+        path = FAILURES / f"{capsule_name(finding)}.json"
+        write_json(path, capsule_of(finding, case, self._fleet))
+        commands = "\n".join(f"  uv run harness {command} {path}" for command in ("replay", "shrink", "explain"))
+        what = f"{finding.signature}: {number}{finding.detail} [suspect {finding.suspect}, case {case.id}: {case}]"
+        return f"{what}\n{commands}"

@@ -106,6 +106,43 @@ def kl_positions(arrays: Mapping[str, Any], limits: Mapping[tuple[str, str], flo
     return _json(figure)
 
 
+FLOOR_ERROR = 1e-9
+"""Where the axis of relative errors shows zero: below what float32 can tell from it."""
+
+_PAIR_LOOKS = (("#3d9bd1", "circle"), ("#d4572a", "diamond"), ("#15957a", "square"), ("#7f6bd0", "triangle-up"))
+
+
+def stage_errors(pairs: Sequence[Mapping[str, Any]]) -> Markup:
+    """The relative error of every stage, one line a pair; a filled mark differs beyond its limit."""
+    stages = list(dict.fromkeys(row["stage"] for pair in pairs for row in pair["stages"]))
+    figure = go.Figure()
+    for number, pair in enumerate(pairs):
+        rows = [row for row in pair["stages"] if row["max_relative"] is not None]
+        colour, symbol = _PAIR_LOOKS[number % len(_PAIR_LOOKS)]
+        symbols = [symbol if row["verdict"] == "differ" else f"{symbol}-open" for row in rows]
+        hover = f"{_plain(pair['left'])} - {_plain(pair['right'])}, %{{x}}<br>%{{y:.3g}}<extra></extra>"
+        figure.add_trace(
+            go.Scatter(
+                x=[row["stage"] for row in rows],
+                y=[max(row["max_relative"], FLOOR_ERROR) for row in rows],
+                mode="lines+markers",
+                marker={"color": colour, "symbol": symbols, "size": 10},
+                line={"color": colour, "width": 1.5},
+                hovertemplate=hover,
+            )
+        )
+    figure.update_yaxes(type="log", exponentformat="power", title_text="largest relative error")
+    figure.update_xaxes(categoryorder="array", categoryarray=stages)
+    return _json(figure.update_layout(height=300))
+
+
+def pair_looks(number: int) -> Role:
+    """How the legend names the line of a pair."""
+    glyphs = "●◆■▲"
+    place = number % len(_PAIR_LOOKS)
+    return Role(f"pair-{number}", "", _PAIR_LOOKS[place][0], _PAIR_LOOKS[place][1], glyphs[place])
+
+
 def kl_by_pair(arrays: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     """KL per position of the pairs whose prompts the roles describe."""
     positions = len(arrays.get("roles", ()))

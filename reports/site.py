@@ -57,15 +57,16 @@ def build(frames: Frames, out: Path) -> Path:
     for image in (image for example in examples.values() for image in example["images"] if image["file"]):
         shutil.copyfile(frames.run.path / "media" / image["file"], media / image["file"])
     page = out / "index.html"
-    text = _environment().get_template("index.html.j2").render(
+    text = environment().get_template("index.html.j2").render(
         **_overview(frames), findings=findings, examples=examples, stages=STAGES, figures=figures
     )  # fmt: skip
     page.write_text(text, encoding="utf-8")
     return page
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Templates in which everything is escaped, and a variable that does not exist is an error."""
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -73,8 +74,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=visible,
     )
-    environment.filters["number"] = _number
-    return environment
+    templates.filters["number"] = _number
+    return templates
 
 
 def visible(value: Any) -> Any:

@@ -1,0 +1,139 @@
+"""The commands of whoever was handed a capsule: replay, shrink, explain, export. Layer 4, as `harness.cli`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness import explain as explaining
+from harness import export as exporting
+from harness import hunt, show
+from harness.errors import UserError
+from harness.media import thumbnail
+from harness.options import StoreOption, chosen_subjects, progress, split, writable
+from harness.replay import Replayed, Target, target, warm
+from harness.replay import replay as replay_all
+from harness.session import DEFAULT_SUBJECTS, THUMBNAIL_PX
+from harness.store import DEFAULT_STORE, plain
+from reports import explanation as page
+
+Wanted = Annotated[str, typer.Argument(metavar="CAPSULE|CASE_ID")]
+Subjects = Annotated[str, typer.Option(help="Comma-separated; default: hf, vllm and native.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+
+def replay(
+    targets: Annotated[list[str], typer.Argument(metavar="CAPSULE|CASE_ID ...")],
+    subjects: Subjects = "",
+    store: StoreOption = DEFAULT_STORE,
+    json_output: JsonOption = False,
+) -> None:
+    """Run findings again: FIXED, FAILED or NOT COMPARABLE for each capsule.
+
+    Exit status 1 if one is not known to be fixed, else 2 if a file could not be read; the others run all the same.
+    """
+    names = chosen_subjects(subjects)
+    readable, unreadable = _readable(targets, store)
+    console = Console(stderr=json_output)
+    done: list[Replayed] = []
+    if readable:
+        with progress(console) as bar:
+            task = bar.add_task("starting subjects", total=len(readable))
+            for entry in replay_all(readable, names):
+                done.append(entry)
+                show.replayed(bar.console, [entry])
+                bar.update(task, description=entry.name, advance=1)
+    if json_output:
+        print(json.dumps(plain([*done, *unreadable]), indent=1))
+    raise typer.Exit(1 if any(entry.failed for entry in done) else UserError.exit_status if unreadable else 0)
+
+
+def _readable(names: Sequence[str], store: Path) -> tuple[list[Target], list[dict[str, str]]]:
+    """What can be replayed; for the rest, one line each that names it."""
+    good, bad = [], []
+    for name in names:
+        try:
+            good.append(target(name, store))
+        except UserError as error:
+            print(f"harness: {error}", file=sys.stderr)
+            bad.append({"name": name, "status": "UNREADABLE", "detail": str(error)})
+    return good, bad
+
+
+def shrink(
+    wanted: Wanted,
+    subjects: Subjects = "",
+    out: Annotated[Path, typer.Option(help="Directory of the new capsule.")] = hunt.REGRESSIONS,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to search, without starting subjects.")] = (
+        hunt.DEFAULT_TIMEOUT_S
+    ),
+    store: StoreOption = DEFAULT_STORE,
+    json_output: JsonOption = False,
+) -> None:
+    """Find the smallest case with the same finding, and keep it as a capsule. Ctrl-C keeps the best so far."""
+    entry = target(wanted, store)
+    chosen_subjects(subjects)
+    names = split(subjects) or hunt.subjects_needed(entry.finding, DEFAULT_SUBJECTS)
+    console = Console(stderr=json_output)
+    with progress(console) as bar, warm([entry], names, max(5.0, timeout_s / 4)) as campaign:
+        task = bar.add_task(f"starting {', '.join(names)}", total=None)
+
+        def watch(step: hunt.Step) -> None:
+            bar.update(task, description=show.in_words(step.best), completed=step.accepted, total=step.tried)
+
+        shrunk = hunt.Search(campaign, entry, timeout_s=timeout_s, watch=watch).run()
+    kept: list[tuple[Path, bool]] = []
+    writable(lambda: kept.append(hunt.keep(shrunk, out)), str(out))
+    show.shrunk(console, shrunk, *kept[0])
+    if json_output:
+        print(json.dumps(plain({**vars(shrunk), "path": str(kept[0][0]), "written": kept[0][1]}), indent=1))
+    raise typer.Exit(130 if shrunk.interrupted else 0)
+
+
+def explain(
+    wanted: Wanted,
+    subjects: Subjects = "",
+    out: Annotated[Path | None, typer.Option(help="Write a page to this HTML file.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    json_output: JsonOption = False,
+) -> None:
+    """Show stage by stage, pair by pair, where a difference enters and how it grows."""
+    entry = target(wanted, store)
+    names = chosen_subjects(subjects)
+    console = Console(stderr=json_output)
+    with console.status("running subjects", spinner="dots"), warm([entry], names) as campaign:
+        explained = explaining.explain(entry, campaign)
+    document = plain({name: value for name, value in vars(explained).items() if name != "arrays"})
+    show.explained(console, explained)
+    if out is not None:
+        path = out
+        pictures = [thumbnail(image, THUMBNAIL_PX) for image in entry.case.images]
+        writable(lambda: console.print(str(page.build(document, explained.arrays, pictures, path))), str(out))
+    if json_output:
+        print(json.dumps(document, indent=1))
+
+
+def export(
+    wanted: Wanted,
+    script: Annotated[bool, typer.Option("--script", help="A Python file that needs the engines alone.")] = False,
+    issue: Annotated[bool, typer.Option("--issue", help="Markdown for the engine's issue tracker.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write to this file; default: standard output.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Write a finding down for people who do not have this harness: as a script, or as an issue."""
+    if script == issue:
+        raise UserError("say what to write: either --script or --issue")
+    capsule = exporting.exportable(wanted, store)
+    text = exporting.script(capsule) if script else exporting.issue(capsule)
+    if out is None:
+        print(text, end="")
+    else:
+        path = out
+        writable(lambda: path.write_text(text, encoding="utf-8"), str(out))
+        print(out)
