@@ -1,28 +1,42 @@
-"""Hugging Face transformers, as a subject: its processor and its model, one forward pass.
+"""Hugging Face transformers, as a subject: its processor and its model, one forward pass or as a probe says.
 
-Legend: T tokens, H text hidden size, N images, P patches.
+Legend: T tokens, H text hidden size, P patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_preserving_size
 
 from harness.engines.audit import audit_tensors
 from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
-from harness.engines.inputs import Media
-from harness.render import is_expanded
-from harness.schema import Counts, LoadReport, Request
+from harness.engines.hf_inputs import by_chat, by_ids, by_text
+from harness.engines.hf_paths import Forward, encoded_first, generated, negated, padded, plain, token_by_token
+from harness.engines.hf_record import Encoders
+from harness.engines.inputs import Sample, step, with_changed_tensor
+from harness.render import messages
+from harness.schema import LoadReport, ProbeKind, Request
+
+Inputs = dict[str, Any]
+Score = Callable[[Any, Inputs], Tensor | None]
 
 
 class HfEngine:
-    """The eager PyTorch model with SDPA attention."""
+    """The eager PyTorch model with SDPA attention, called with all that its processor returns."""
+
+    forward: ClassVar[Forward] = staticmethod(plain)
 
     def versions(self) -> dict[str, str]:
         """Packages that the result depends on."""
@@ -30,6 +44,7 @@ class HfEngine:
 
     def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
         """Load processor and weights; what did not match a tensor is in the report."""
+        self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.processor = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
         self.model, info = AutoModelForImageTextToText.from_pretrained(
             checkpoint,
@@ -39,7 +54,6 @@ class HfEngine:
             output_loading_info=True,
         )
         self.model = self.model.to(device).eval()
-        self.image_token_id = self.model.config.image_token_id
         self._tap()
         audited = audit_tensors(self.model.state_dict(), checkpoint) if audit else LoadReport()
         return replace(
@@ -50,74 +64,129 @@ class HfEngine:
         )
 
     def _tap(self) -> None:
-        """Record the projector rows of each image and the final normed hidden states as they pass by."""
+        """Record the rows of each medium and the final normed hidden states as they pass by."""
         inner = self.model.model
-        image_features = inner.get_image_features
-        self.seen: dict[str, Any] = {}
+        self.seen: dict[str, list[Tensor]] = {}
 
-        def get_image_features(*args: Any, **kwargs: Any) -> Any:
-            output = image_features(*args, **kwargs)
-            self.seen["mm_features"] = output.pooler_output
-            return output
+        def keep_features(name: str, encode: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(encode)  # `generate` reads the arguments' names off it.
+            def encoding(*args: Any, **kwargs: Any) -> Any:
+                output = encode(*args, **kwargs)
+                rows = output.pooler_output
+                if name == "audio":
+                    rows = [row[mask] for row, mask in zip(rows, output.attention_mask, strict=True)]
+                self.seen[name] = list(rows)
+                return output
+
+            return encoding
+
+        for name in ("image", "audio", "video"):
+            attribute = f"get_{name}_features"
+            setattr(inner, attribute, keep_features(name, getattr(inner, attribute)))
 
         def keep_hidden(_module: Any, _inputs: Any, output: Any) -> None:
-            self.seen["hidden"] = output.last_hidden_state[0]
+            self.seen.setdefault("hidden", []).append(output.last_hidden_state)
 
-        inner.get_image_features = get_image_features
         inner.language_model.register_forward_hook(keep_hidden)
 
     def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
-        """Score the prompt in one pass; `logprobs` come from the model's own logits."""
-        if request.probe or request.case.audios or request.case.videos:
-            raise Unsupported("only images, only plainly")
-        media = Media.of(request.case.parts, arrays)
+        """Score the prompt in one pass, or as the probe says; `logprobs` come from the model's own logits."""
+        if not request.probe or request.case.probe is None:
+            return self._score([Sample.of(request, arrays)])
+        kind = request.case.probe.kind
+        if kind not in _WAYS:
+            raise Unsupported("transformers has no prefix cache that outlives a call")
+        return _WAYS[kind](self, request, arrays, request.case.probe.at)
+
+    def _score(self, samples: Sequence[Sample], ours: int = 0, score: Score | None = None) -> Recording:
+        """Prepare a batch, score it in one pass or as `score` does, and record sample number `ours`."""
+        return self._scored(samples, self._prepared(samples), ours, score)
+
+    def _prepared(self, samples: Sequence[Sample]) -> Inputs:
+        return self._checked(partial(by_ids if samples[0].expanded else by_text, self.processor, samples))
+
+    def _checked(self, prepare: Callable[[], Any]) -> Inputs:
+        """Model inputs; what the processor refuses is a refusal."""
         try:
-            inputs = self._prepare(request, media).to(self.model.device)
+            return dict(prepare().to(self.model.device))
         except (ValueError, TypeError) as error:
             raise Rejected(f"{type(error).__name__}: {error}") from error
+
+    def _scored(
+        self, samples: Sequence[Sample], inputs: Inputs, ours: int = 0, score: Score | None = None
+    ) -> Recording:
         self.seen.clear()
         with torch.inference_mode():
-            logits = self.model(**inputs, use_cache=False).logits[0].float()
-        return self._record(request, media, inputs, logits)
-
-    def _prepare(self, request: Request, media: Media) -> Any:
-        """Model inputs. A prompt that is expanded already goes in as token ids beside pixels.
-
-        The processor takes bare placeholders only: it counts the placeholders of an expanded prompt as images.
-        Whoever holds an expanded prompt gives its ids to the model, and so does this adapter. For a prompt that is
-        partly expanded no such way exists; the processor refuses it.
-        """
-        pictures = media.pictures
-        budget = {"max_soft_tokens": request.case.max_soft_tokens}
-        if not pictures:
-            return self.processor(text=request.prompt, return_tensors="pt")
-        if not is_expanded(request.case):
-            return self.processor(text=request.prompt, images=pictures, images_kwargs=budget, return_tensors="pt")
-        inputs = self.processor.tokenizer(request.prompt, add_special_tokens=False, return_tensors="pt")
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.image_token_id).long()
-        pixels = self.processor.image_processor(pictures, **budget, return_tensors="pt")
-        pixels.pop("num_soft_tokens_per_image")
-        inputs.update(pixels)
-        return inputs
-
-    def _record(self, request: Request, media: Media, inputs: Any, logits: torch.Tensor) -> Recording:
-        ids = inputs["input_ids"][0]
+            logits = score(self.model, inputs) if score else self.forward(self.model, inputs, use_cache=False)
+        valid = inputs["attention_mask"][ours].bool()
+        ids = inputs["input_ids"][ours][valid]
         recording = Recording()
         recording.add("prompt_ids", ids)
-        recording.add("hidden", self.seen["hidden"])
-        logprobs = torch.log_softmax(logits[:-1], dim=-1)
-        recording.add("logprobs", logprobs.gather(1, ids[1:, None])[:, 0])
-        features = self.seen.get("mm_features", ())
-        for index, rows in enumerate(features):
-            valid = (inputs["image_position_ids"][index] >= 0).all(dim=-1)
-            recording.add(f"positions.{index}", inputs["image_position_ids"][index][valid])
-            recording.add(f"pixels.{index}", inputs["pixel_values"][index][valid])
-            recording.add(f"mm_features.{index}", rows)
-        recording.counts = tuple(
-            Counts(self._predicted(image, request.case.max_soft_tokens), len(rows), request.case.max_soft_tokens)
-            for (_, image), rows in zip(media.images, features, strict=True)
-        )
+        recording.add("hidden", torch.cat(self.seen["hidden"], dim=1)[ours][valid])
+        if logits is not None:
+            logprobs = torch.log_softmax(logits[ours][valid][:-1].float(), dim=-1)
+            recording.add("logprobs", logprobs.gather(1, ids[1:, None])[:, 0])
+        Encoders(self.processor, inputs, self.seen, self._predicted).record(recording, samples, ours)
+        recording.add("processor_state", self._processor_state())
         return recording
+
+    def _visibility(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        sample = Sample.of(request, arrays)
+        inputs = self._prepared([sample])
+        row = at % inputs["input_ids"].shape[1]
+        with negated(self.model, row):
+            recording = self._scored([sample], inputs)
+        recording.add("perturbed", np.array([row], np.int64))
+        return recording
+
+    def _batch(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        return self._score([Sample.of(request, arrays), Sample.companion_of(request, arrays)])
+
+    def _batch_last(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        return self._score([Sample.companion_of(request, arrays), Sample.of(request, arrays)], ours=1)
+
+    def _padding(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        sample = Sample.of(request, arrays)
+        inputs = padded(self._prepared([sample]), at, self.processor.tokenizer.pad_token_id)
+        return self._scored([sample], inputs)
+
+    def _chunked(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        return self._score([Sample.of(request, arrays)], score=partial(generated, prefill_chunk_size=step(at)))
+
+    def _static_cache(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        return self._score([Sample.of(request, arrays)], score=partial(generated, cache_implementation="static"))
+
+    def _decode(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        cache = DynamicCache(config=self.model.config)
+        score = partial(token_by_token, self.forward, at=at, cache=cache)
+        return self._score([Sample.of(request, arrays)], score=score)
+
+    def _repeat(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        self._score([Sample.before(request, arrays)])
+        return self._score([Sample.of(request, arrays)])
+
+    def _chat(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        if request.case.form != "chat":
+            raise Unsupported(f"a case of form {request.case.form} is no chat")
+        sample = Sample.of(request, arrays)
+        inputs = self._checked(partial(by_chat, self.processor, messages(request.case), sample))
+        return self._scored([sample], inputs)
+
+    def _ids(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        sample = Sample.of(request, arrays)
+        if sample.media != type(sample.media)():
+            raise Unsupported("the processor takes text only, so ids have no media")
+        return self._score([replace(sample, expanded=True)])
+
+    def _expanded(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        return self._score([Sample.expanded_of(request, arrays)])
+
+    def _tensor(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        with tempfile.TemporaryDirectory() as directory:
+            changed = type(self)()
+            path = with_changed_tensor(self.checkpoint, at, Path(directory))
+            changed.load(path, dtype=self.dtype, device=self.device)
+            return changed.run(replace(request, probe=False), arrays)
 
     def _predicted(self, image: Array, budget: int) -> int:
         """The processor's own arithmetic, called by itself.
@@ -128,3 +197,47 @@ class HfEngine:
         height_px, width_px = image.shape[:2]
         target = get_aspect_ratio_preserving_size(height_px, width_px, patch_px, budget * pooling**2, pooling)
         return int(target[0] * target[1] // (patch_px * pooling) ** 2)
+
+    def _processor_state(self) -> Array:
+        """A digest of all that a call could leave behind: tokenizer, processor, defaults of their classes."""
+        processor, tokenizer = self.processor, self.processor.tokenizer
+        fast = tokenizer.backend_tokenizer
+        state = [
+            processor.to_dict(),
+            [tokenizer.init_kwargs, tokenizer.special_tokens_map, len(tokenizer), tokenizer.padding_side],
+            [fast.padding, fast.truncation, sorted(tokenizer.added_tokens_decoder)],
+            processor.valid_processor_kwargs._defaults,
+            *({k: v for k, v in vars(type(part)).items() if _is_plain(v)} for part in _parts(processor)),
+        ]
+        digest = hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).digest()
+        return np.frombuffer(digest[:8], np.uint64)
+
+
+class EncodedHfEngine(HfEngine):
+    """The same with images and videos encoded before the forward pass, as `generate` does it."""
+
+    forward: ClassVar[Forward] = staticmethod(encoded_first)
+
+
+def _parts(processor: Any) -> list[Any]:
+    return [getattr(processor, name) for name in ("image_processor", "video_processor", "feature_extractor")]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str, list, dict, tuple))
+
+
+_WAYS: dict[ProbeKind, Callable[[HfEngine, Request, Mapping[str, Array], int], Recording]] = {
+    "visibility": HfEngine._visibility,
+    "batch": HfEngine._batch,
+    "batch_last": HfEngine._batch_last,
+    "padding": HfEngine._padding,
+    "chunked": HfEngine._chunked,
+    "decode": HfEngine._decode,
+    "static_cache": HfEngine._static_cache,
+    "repeat": HfEngine._repeat,
+    "chat": HfEngine._chat,
+    "ids": HfEngine._ids,
+    "expanded": HfEngine._expanded,
+    "tensor": HfEngine._tensor,
+}

@@ -1,14 +1,20 @@
-"""A request's media as adapters need them. Layer 2; not imported by the worker itself, for it needs Pillow."""
+"""A request's prompts and media as adapters need them. Layer 2; not imported by the worker itself: it needs Pillow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from harness.engines.base import Array
-from harness.schema import AudioSpec, Case, ImageSpec, Part, VideoSpec
+from harness.checkpoint import shards
+from harness.engines.base import Array, Unsupported
+from harness.render import is_expanded, render
+from harness.schema import AudioSpec, Case, ImageSpec, Part, Request, VideoSpec
+from harness.spec import SOFT_TOKEN_BUDGETS
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -51,3 +57,90 @@ def picture(spec: ImageSpec, array: Array) -> Image.Image:
     if spec.orientation != 1:
         image.getexif()[_EXIF_ORIENTATION] = spec.orientation
     return image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt with its media, and the budget of its images. `expanded`: its placeholders stand there already."""
+
+    prompt: str
+    media: Media
+    max_soft_tokens: int
+    expanded: bool = False
+
+    @classmethod
+    def of(cls, request: Request, arrays: Mapping[str, Array]) -> Sample:
+        """The request's own."""
+        case = request.case
+        return cls(request.prompt, Media.of(case.parts, arrays), case.max_soft_tokens, is_expanded(case))
+
+    @classmethod
+    def companion_of(cls, request: Request, arrays: Mapping[str, Array]) -> Sample:
+        """The other prompt of the request's probe."""
+        parts = request.case.probe.companion if request.case.probe else ()
+        if not parts:
+            raise Unsupported("the probe has no companion; give it parts")
+        expanded = is_expanded(replace(request.case, parts=parts))
+        return cls(request.companion, Media.of(parts, arrays, "companion."), request.case.max_soft_tokens, expanded)
+
+    @classmethod
+    def before(cls, request: Request, arrays: Mapping[str, Array]) -> Sample:
+        """What runs before a repetition: the companion or, where there is none, our prompt with another budget."""
+        if request.companion:
+            return cls.companion_of(request, arrays)
+        ours = cls.of(request, arrays)
+        other = next(budget for budget in SOFT_TOKEN_BUDGETS if budget != ours.max_soft_tokens)
+        return replace(ours, max_soft_tokens=other)
+
+    @classmethod
+    def expanded_of(cls, request: Request, arrays: Mapping[str, Array]) -> Sample:
+        """The request's own with every placeholder expanded by `harness.render`."""
+        case = request.case
+        if not case.images or case.audios or case.videos or case.form == "chat":
+            raise Unsupported("only images, outside a chat, have an expanded form")
+        written = replace(case, parts=tuple(replace(p, expanded=True) if p.medium else p for p in case.parts))
+        return replace(cls.of(request, arrays), prompt=render(written), expanded=True)
+
+
+def step(at: int) -> int:
+    """A chunk's length, or a number of padding positions, of 1 to 64 tokens."""
+    return 1 + at % 64
+
+
+def read_singly(at: int, media_types: Sequence[int]) -> int:
+    """How many of the last tokens a decoding run reads one by one; `media_types` are 0 for text.
+
+    Raises:
+        Unsupported: no text after the last medium that could be read so.
+    """
+    after = next((k for k, kind in enumerate(reversed(media_types)) if kind), len(media_types))
+    count = min(1 + at % 8, after - 1)
+    if count < 1:
+        raise Unsupported("no text after the last medium to read token by token")
+    return count
+
+
+def with_changed_tensor(checkpoint: Path, at: int, directory: Path) -> Path:
+    """Write `checkpoint` to `directory` with one tensor t changed to -2 t + 0.5; other files are linked.
+
+    It is number `at` modulo their number in the sorted names of all tensors.
+
+    Raises:
+        Unsupported: that tensor holds no floats.
+    """
+    homes = {name: shard for shard in shards(checkpoint) for name in _names(shard)}
+    chosen = sorted(homes)[at % len(homes)]
+    for path in checkpoint.iterdir():
+        if path.name != homes[chosen].name:
+            (directory / path.name).symlink_to(path.resolve())
+    tensors = load_file(homes[chosen])
+    if not tensors[chosen].is_floating_point():
+        raise Unsupported(f"{chosen} holds {tensors[chosen].dtype}, no floats")
+    tensors[chosen] = (-2 * tensors[chosen] + 0.5).contiguous()
+    save_file(tensors, directory / homes[chosen].name, metadata={"format": "pt"})
+    return directory
+
+
+def _names(shard: Path) -> list[str]:
+    with safe_open(shard, framework="pt") as opened:
+        return list(opened.keys())

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
-from harness.engines.inputs import Media
-from harness.native import Gemma4, Recorder
-from harness.schema import Counts, LoadReport, Request
+from harness.engines.inputs import Sample, read_singly, step, with_changed_tensor
+from harness.native import Gemma4, Prepared, Recorder, Video
+from harness.native.config_media import AudioTowerConfig
+from harness.schema import Counts, LoadReport, ProbeKind, Request
+
+RATE_HZ = 16_000
+_MOST_AUDIO_TOKENS = 750
+"""Of the log-mel tower, which hears 30 s; the 12B has no limit and so declares what it predicts."""
+
+
+@dataclass(frozen=True)
+class Negation:
+    """A tap that turns the sign of one row of what enters the decoder."""
+
+    row: int
+
+    def record(self, name: str, tensor: Tensor) -> Tensor:
+        """The stage, its row negated where it is the decoder's input."""
+        if name != "merged_embeddings":
+            return tensor
+        turned = tensor.clone()
+        turned[self.row] *= -1
+        return turned
 
 
 class NativeEngine:
@@ -19,40 +42,158 @@ class NativeEngine:
 
     def versions(self) -> dict[str, str]:
         """Packages that the result depends on."""
-        return package_versions("gemma4-conformance", "torch", "tokenizers", "numpy")
+        return package_versions("gemma4-conformance", "torch", "tokenizers", "pillow", "numpy")
 
     def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
         """Load a checkpoint; a missing tensor raises."""
+        self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.model = Gemma4.load(checkpoint, dtype=getattr(torch, dtype), device=device)
         report = self.model.report
         return LoadReport(missing=report.missing, unexpected=report.unexpected, unused=report.unused)
 
     def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
-        """Score the prompt in one pass."""
-        if request.probe or request.case.audios or request.case.videos:
-            raise Unsupported("only images, only plainly")
-        media = Media.of(request.case.parts, arrays)
+        """Score the prompt in one pass, or as the probe says."""
+        if not request.probe or request.case.probe is None:
+            return self._plain(Sample.of(request, arrays))
+        kind = request.case.probe.kind
+        if kind not in _WAYS:
+            raise Unsupported(f"{kind}: {_ABSENT[kind]}")
+        return _WAYS[kind](self, request, arrays, request.case.probe.at)
+
+    def _plain(self, sample: Sample, *, as_ids: bool = False) -> Recording:
+        prepared, tap = self._prepare(sample, as_ids=as_ids), Recorder()
+        return self._record(sample, prepared, self.model.forward(prepared, tap=tap), tap)
+
+    def _visibility(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        sample = Sample.of(request, arrays)
+        prepared = self._prepare(sample)
+        row = at % len(prepared.token_ids)
+        tap = Recorder(Negation(row))
+        recording = self._record(sample, prepared, self.model.forward(prepared, tap=tap), tap)
+        recording.add("perturbed", np.array([row], np.int64))
+        return recording
+
+    def _batch(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        return self._packed(request, arrays, ours=0)
+
+    def _batch_last(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        return self._packed(request, arrays, ours=1)
+
+    def _packed(self, request: Request, arrays: Mapping[str, Array], ours: int) -> Recording:
+        """Two prompts in one pass: packed one after the other, as this implementation batches."""
+        sample, other = Sample.of(request, arrays), Sample.companion_of(request, arrays)
+        prepared = self._prepare(sample)
+        pair = [prepared, self._prepare(other)]
+        hidden = self.model.forward_packed(pair if ours == 0 else pair[::-1])[ours]
+        return self._record(sample, prepared, hidden)
+
+    def _chunked(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        sample = Sample.of(request, arrays)
+        prepared = self._prepare(sample)
+        return self._record(sample, prepared, self.model.forward(prepared, chunk_tokens=step(at)))
+
+    def _decode(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        sample = Sample.of(request, arrays)
+        prepared, cache = self._prepare(sample), self.model.new_cache()
+        first = len(prepared.token_ids) - read_singly(at, prepared.media_types.tolist())
+        begun = replace(prepared, token_ids=prepared.token_ids[:first], media_types=prepared.media_types[:first])
+        hidden = [self.model.forward(begun, cache=cache)]
+        hidden += [self.model.decode([token], cache) for token in prepared.token_ids[first:].tolist()]
+        return self._record(sample, prepared, torch.cat(hidden))
+
+    def _repeat(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        self._plain(Sample.before(request, arrays))
+        return self._plain(Sample.of(request, arrays))
+
+    def _ids(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        return self._plain(Sample.of(request, arrays), as_ids=True)
+
+    def _expanded(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        return self._plain(Sample.expanded_of(request, arrays))
+
+    def _tensor(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        with tempfile.TemporaryDirectory() as directory:
+            changed = NativeEngine()
+            path = with_changed_tensor(self.checkpoint, at, Path(directory))
+            changed.load(path, dtype=self.dtype, device=self.device)
+            return changed.run(replace(request, probe=False), arrays)
+
+    def _prepare(self, sample: Sample, *, as_ids: bool = False) -> Prepared:
+        """The model's input. It takes sound at 16 kHz and leaves resampling to others."""
+        media = sample.media
+        if other := {spec.rate_hz for spec, _ in media.audios} - {RATE_HZ}:
+            raise Unsupported(
+                f"sound at {other} Hz; the native implementation takes {RATE_HZ} Hz and resamples nothing"
+            )
+        prompt: str | Sequence[int] = sample.prompt
+        if as_ids:
+            prompt = self.model.tokenizer.encode(sample.prompt, add_special_tokens=False).ids
         try:
-            pictures = [np.asarray(image.convert("RGB")) for image in media.pictures]
-            prepared = self.model.prepare(request.prompt, pictures, max_soft_tokens=request.case.max_soft_tokens)
+            return self.model.prepare(
+                prompt,
+                [np.asarray(image.convert("RGB")) for image in media.pictures],
+                [samples for _, samples in media.audios],
+                [Video(list(frames), spec.fps, spec.indices) for spec, frames in media.videos],
+                max_soft_tokens=sample.max_soft_tokens,
+            )
         except ValueError as error:
             raise Rejected(f"{type(error).__name__}: {error}") from error
-        tap = Recorder()
-        with torch.inference_mode():
-            hidden = self.model.forward(prepared, tap=tap)
-            logprobs = torch.log_softmax(self.model.logits(hidden[:-1]).float(), dim=-1)
-        recording = Recording()
+
+    def _record(self, sample: Sample, prepared: Prepared, hidden: Tensor, tap: Recorder | None = None) -> Recording:
+        """Everything of one run; a run that cannot be tapped has no features."""
+        recording, rows = Recording(), tap.tensors if tap else {}
         recording.add("prompt_ids", prepared.token_ids)
         recording.add("hidden", hidden)
-        targets = prepared.token_ids[1:, None].to(logprobs.device)
-        recording.add("logprobs", logprobs.gather(1, targets)[:, 0])
-        features = [tap.tensors[f"mm_features.{index}"] for index in range(len(pictures))]
-        for index, (image, rows) in enumerate(zip(prepared.images, features, strict=True)):
-            recording.add(f"pixels.{index}", image.patches)
-            recording.add(f"positions.{index}", image.positions)
-            recording.add(f"mm_features.{index}", rows)
-        recording.counts = tuple(
-            Counts(image.soft_tokens, len(rows), request.case.max_soft_tokens)
-            for image, rows in zip(prepared.images, features, strict=True)
-        )
+        logprobs = torch.log_softmax(self.model.logits(hidden[:-1]).float(), dim=-1)
+        recording.add("logprobs", logprobs.gather(1, prepared.token_ids[1:, None].to(logprobs.device))[:, 0])
+        for k, image in enumerate(prepared.images):
+            recording.add(f"pixels.{k}", image.patches)
+            recording.add(f"positions.{k}", image.positions)
+        for k, audio in enumerate(prepared.audios):
+            recording.add(f"audio_input.{k}", audio.frames)
+        for k, video in enumerate(prepared.videos):
+            recording.add(f"video_pixels.{k}", torch.cat([frame.patches for frame in video.frames]))
+            recording.add(f"video_positions.{k}", torch.cat([frame.positions for frame in video.frames]))
+        for name, feature in rows.items():
+            if name.startswith(("mm_features.", "audio_features.", "video_features.")):
+                recording.add(name, feature)
+        if tap:
+            recording.counts = self._counts(sample, prepared, rows)
         return recording
+
+    def _counts(self, sample: Sample, prepared: Prepared, rows: Mapping[str, Tensor]) -> tuple[Counts, ...]:
+        hears_mel = isinstance(self.model.config.audio, AudioTowerConfig)
+        counts = [
+            Counts(image.soft_tokens, len(rows[f"mm_features.{k}"]), sample.max_soft_tokens)
+            for k, image in enumerate(prepared.images)
+        ]
+        for k, audio in enumerate(prepared.audios):
+            declared = _MOST_AUDIO_TOKENS if hears_mel else audio.soft_tokens
+            counts.append(Counts(audio.soft_tokens, len(rows[f"audio_features.{k}"]), declared, "audio"))
+        for k, video in enumerate(prepared.videos):
+            declared = self.model.config.video.max_soft_tokens * len(video.frames)
+            predicted = sum(frame.soft_tokens for frame in video.frames)
+            counts.append(Counts(predicted, len(rows[f"video_features.{k}"]), declared, "video"))
+        return tuple(counts)
+
+
+_Way = Callable[[NativeEngine, Request, Mapping[str, Array], int], Recording]
+
+_WAYS: dict[ProbeKind, _Way] = {
+    "visibility": NativeEngine._visibility,
+    "batch": NativeEngine._batch,
+    "batch_last": NativeEngine._batch_last,
+    "chunked": NativeEngine._chunked,
+    "decode": NativeEngine._decode,
+    "repeat": NativeEngine._repeat,
+    "ids": NativeEngine._ids,
+    "expanded": NativeEngine._expanded,
+    "tensor": NativeEngine._tensor,
+}
+
+_ABSENT: dict[ProbeKind, str] = {
+    "padding": "native packs its batches and has no padding",
+    "prefix_cache": "native keeps nothing from one prompt to the next",
+    "static_cache": "native has one kind of cache",
+    "chat": "native has no chat template",
+}
