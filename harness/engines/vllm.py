@@ -37,8 +37,8 @@ from harness.engines.base import Array, Recording, Rejected, package_versions
 from harness.engines.inputs import Media
 from harness.engines.vllm_media import PromptSide, prompt
 from harness.engines.vllm_probes import probe
-from harness.engines.vllm_tap import Tap
-from harness.schema import LoadReport, Medium, Request
+from harness.engines.vllm_tap import Encoded, Tap
+from harness.schema import Counts, LoadReport, Medium, Request
 
 MAX_MODEL_LEN = 4096
 """Tokens of context."""
@@ -191,20 +191,26 @@ class VllmEngine:
             self.core.batch_queue.clear()
         self.broken = engine.has_unfinished_requests() or self.core.scheduler.has_unfinished_requests()
 
+    def _add_medium(self, recording: Recording, medium: Medium, index: int, item: Encoded) -> int:
+        """The arrays of one image, recording or video; says how many feature rows it has."""
+        for name, value in zip(_STAGES[medium], (item.rows, item.samples, item.positions), strict=False):
+            recording.add(f"{name}.{index}", value)
+        return len(item.rows)
+
     def record(self, request: Request, media: Media, output: Any) -> Recording:
         """Everything that the tap kept of a request."""
         ids, case = output.prompt_token_ids, request.case
         recording = Recording()
         recording.add("prompt_ids", np.array(ids, dtype=np.int64))
         recording.add("hidden", self.tap.hidden)
+        recording.add("steps", np.array(self.tap.lengths))
         if output.prompt_logprobs:
             own = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
             recording.add("logprobs", np.array(own, dtype=np.float32))
-        for medium, names in _STAGES.items():
-            for index, item in enumerate(self.tap.encoded[medium]):
-                for name, value in zip(names, (item.rows, item.samples, item.positions), strict=False):
-                    recording.add(f"{name}.{index}", value)
-        rows = {medium: [len(item.rows) for item in items] for medium, items in self.tap.encoded.items()}
-        recording.counts = self.prompt_side.counts(media, case.max_soft_tokens, rows)
+        for medium, counts in self.prompt_side.predicted(media, case.max_soft_tokens).items():
+            encoded = iter(self.tap.encoded[medium])
+            for index, count in enumerate(counts):
+                rows = self._add_medium(recording, medium, index, next(encoded)) if count else 0
+                recording.counts += (Counts(count, rows, self.prompt_side.declared[medium], medium),)
         recording.add("processor_state", self.prompt_side.state(case.max_soft_tokens))
         return recording

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.engines.base import Array
 from harness.engines.inputs import Media
-from harness.schema import AudioSpec, Counts, ImageSpec, Medium, VideoSpec
+from harness.schema import AudioSpec, ImageSpec, Medium, VideoSpec
 
 VIDEO_BUDGET = 70
 """Soft tokens of a video frame, whatever the budget of images is."""
@@ -62,20 +62,15 @@ class PromptSide:
         self.info = info
         self.declared: dict[str, int] = info.get_mm_max_tokens_per_item(max_model_len, {})
 
-    def counts(self, media: Media, budget: int, rows: dict[Medium, list[int]]) -> tuple[Counts, ...]:
-        """Images, then audios, then videos; `rows` are the feature rows of each."""
-        predicted: dict[Medium, list[int]] = {
-            "image": [self._image(spec, array, budget) for spec, array in media.images],
-            "audio": [self._audio(spec, array) for spec, array in media.audios],
-            "video": [self._video(array) for _, array in media.videos],
+    def predicted(self, media: Media, budget: int) -> dict[Medium, list[int]]:
+        """Soft tokens of each image, recording and video; what has none is never encoded."""
+        return {
+            "image": [self._image(spec, budget) for spec, _ in media.images],
+            "audio": [self._audio(spec, samples) for spec, samples in media.audios],
+            "video": [self._video(frames) for _, frames in media.videos],
         }
-        return tuple(
-            Counts(count, fed, int(self.declared[medium]), medium)
-            for medium, own in predicted.items()
-            for count, fed in zip(own, rows[medium], strict=True)
-        )
 
-    def _image(self, spec: ImageSpec, array: Array, budget: int) -> int:
+    def _image(self, spec: ImageSpec, budget: int) -> int:
         return int(self.info._compute_num_soft_tokens(spec.width_px, spec.height_px, budget))
 
     def _audio(self, spec: AudioSpec, samples: Array) -> int:

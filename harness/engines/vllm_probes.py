@@ -15,7 +15,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import torch
 from safetensors.torch import save_file
 
 from harness.checkpoint import shards, tensors
@@ -23,8 +22,7 @@ from harness.engines.base import Array, Recording, Rejected, Unsupported
 from harness.engines.inputs import Media
 from harness.engines.vllm_media import counted, multi_modal_data, prompt
 from harness.render import messages, render
-from harness.schema import ProbeKind, Request
-from harness.spec import SOFT_TOKEN_BUDGETS
+from harness.schema import ProbeKind, Request, SoftTokenBudget
 
 Arrays = Mapping[str, Array]
 
@@ -53,11 +51,12 @@ def _scored(engine: Any, request: Request, media: Media, text: str | list[int] |
     return recording
 
 
-def _partly(ids: list[int], hidden: torch.Tensor) -> Recording:
+def _partly(engine: Any, ids: list[int]) -> Recording:
     """Of a run that scores no prompt."""
     recording = Recording()
     recording.add("prompt_ids", np.array(ids, dtype=np.int64))
-    recording.add("hidden", hidden)
+    recording.add("hidden", engine.tap.hidden)
+    recording.add("steps", np.array(engine.tap.lengths))
     return recording
 
 
@@ -114,10 +113,9 @@ def _decode(engine: Any, request: Request, media: Media, _arrays: Arrays, at: in
     # One more is sampled than is read; the end of a turn is a token like any other here.
     options = {"max_tokens": n + 1, "prompt_logprobs": None, "skip_reading_prefix_cache": True, "ignore_eos": True}
     (output,) = engine.score(engine.prompt(request, media, ids[:-n]), **options)
-    lengths = [len(step.ids) for step in engine.tap.steps]
-    if lengths[1:] != [1] * n:
-        raise RuntimeError(f"expected a prefill and {n} steps of one token, ran steps of {lengths}")
-    return _partly([*output.prompt_token_ids, *output.outputs[0].token_ids[:n]], engine.tap.hidden)
+    if engine.tap.lengths[1:] != [1] * n:
+        raise RuntimeError(f"expected a prefill and {n} steps of one token, ran steps of {engine.tap.lengths}")
+    return _partly(engine, [*output.prompt_token_ids, *output.outputs[0].token_ids[:n]])
 
 
 def _prefix_cache(engine: Any, request: Request, media: Media, _arrays: Arrays, _at: int) -> Recording:
@@ -129,7 +127,7 @@ def _prefix_cache(engine: Any, request: Request, media: Media, _arrays: Arrays, 
     (output,) = engine.score(made, prompt_logprobs=None)
     if not output.num_cached_tokens:
         raise Unsupported(f"a prompt of {len(output.prompt_token_ids)} tokens: no prefix of it can be found again")
-    return _partly(output.prompt_token_ids, engine.tap.hidden)
+    return _partly(engine, output.prompt_token_ids)
 
 
 def _forget(engine: Any) -> None:
@@ -145,7 +143,7 @@ def _repeat(engine: Any, request: Request, media: Media, arrays: Arrays, _at: in
         others = Media.of(request.case.probe.companion, arrays, "companion.")
         other = engine.prompt(request, others, request.companion)
     else:
-        budget = SOFT_TOKEN_BUDGETS[0 if case.max_soft_tokens != SOFT_TOKEN_BUDGETS[0] else 1]
+        budget: SoftTokenBudget = 140 if case.max_soft_tokens == 70 else 70
         other = engine.prompt(replace(request, case=replace(case, max_soft_tokens=budget)), media)
     try:
         engine.score(other)

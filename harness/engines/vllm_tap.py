@@ -53,6 +53,8 @@ class Tap:
     """Recorded since `clear`; `negate` and `forced` are set by a probe."""
 
     steps: list[Step] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    """Tokens of each step."""
     encoded: dict[Medium, list[Encoded]] = field(default_factory=dict)
     negate: int | None = None
     """Row of the first step's embeddings to negate, modulo their number."""
@@ -63,7 +65,8 @@ class Tap:
 
     def clear(self) -> None:
         """Forget what was recorded and what was asked for."""
-        self.steps, self.encoded = [], {"image": [], "audio": [], "video": []}
+        self.steps, self.lengths = [], []
+        self.encoded = {"image": [], "audio": [], "video": []}
         self.negate, self.negated = None, -1
         self.forced.clear()
 
@@ -124,6 +127,7 @@ class Tap:
     def _after_forward(self, _module: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
         assert self._ids is not None
         count = len(self._ids)  # Rows beyond it are padding.
+        self.lengths.append(count)
         self.steps.append(Step(self._ids, kwargs["positions"][:count].clone(), output[:count].clone()))
 
 
