@@ -1,17 +1,15 @@
 """vLLM, as a subject: the real V1 engine in this process, hidden states by hook.
 
 `prompt_logprobs=-1` would build a Python object per token and vocabulary entry; a forward hook on the outermost
-module takes the final hidden states instead, one tensor of (T, H), and the engine's own log-probability of each
-realised token comes beside it through `prompt_logprobs=0`.
-
-Legend: T tokens, H text hidden size, N images, P patches.
+module takes the final hidden states instead, and the engine's own log-probability of each realised token comes
+beside it through `prompt_logprobs=0`, which also keeps a run from reading the prefix cache.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -32,14 +30,36 @@ import torch
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from harness.engines.audit import audit_tensors
-from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
+from harness.engines.base import Array, Recording, Rejected, package_versions
 from harness.engines.inputs import Media
-from harness.schema import Counts, LoadReport, Request
+from harness.engines.vllm_media import PromptSide, prompt
+from harness.engines.vllm_probes import probe
+from harness.engines.vllm_tap import Encoded, Tap
+from harness.schema import Counts, LoadReport, Medium, Request
 
 MAX_MODEL_LEN = 4096
-"""Tokens of context; also the batch size in tokens, so that a prompt is one forward pass."""
+"""Tokens of context."""
+
+MAX_NUM_SEQS = 2
+"""Prompts of a batch; a step has room for as many of full length, so that each is one forward pass."""
+
+BLOCK_SIZE = 32
+"""Tokens of a block of the KV cache: the smallest that the CPU backend takes, so that short prompts find prefixes."""
+
+MAX_MEDIA = {"image": 8, "audio": 8, "video": 8}
+"""Per prompt, by medium."""
+
+_GREEDY = {"temperature": 0.0, "detokenize": False}
+
+_STAGES: dict[Medium, tuple[str, ...]] = {
+    "image": ("mm_features", "pixels", "positions"),
+    "audio": ("audio_features", "audio_input"),
+    "video": ("video_features", "video_pixels", "video_positions"),
+}
+"""Names of the arrays of a medium: feature rows, samples, positions."""
 
 
 def _in_dtype(config: Any, dtype: str) -> Any:
@@ -74,9 +94,11 @@ def _audited(checkpoint: Path) -> Iterator[list[LoadReport]]:
 
 
 class VllmEngine:
-    """vLLM with every cache off, so that each case is computed afresh."""
+    """vLLM. A plain run is computed afresh: it neither reads a cache nor is known to any by what is in it."""
 
     llm: Any = None
+    broken = False
+    named = 0
 
     def versions(self) -> dict[str, str]:
         """Packages that the result depends on."""
@@ -84,100 +106,111 @@ class VllmEngine:
 
     def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
         """Start an engine. vLLM raises on parameters that it misses or does not know, but not on half a fused one."""
-        self._stop()
         with _audited(checkpoint) if audit else nullcontext([LoadReport()]) as reports:
-            self.llm = self._start(checkpoint, dtype, audio=int(audit))
-        self._tap()
+            self.start(checkpoint, dtype)
+        self.checkpoint, self.dtype = checkpoint, dtype
         (report,) = reports
         return report
 
-    def _start(self, checkpoint: Path, dtype: str, audio: int) -> LLM:
-        return LLM(
+    def start(self, checkpoint: Path, dtype: str) -> None:
+        """Start an engine in place of the one that runs."""
+        if self.llm is not None:
+            self.llm = None
+            gc.collect()
+            cleanup_dist_env_and_memory()
+        self.broken = True
+        self.llm = LLM(
             model=str(checkpoint),
             dtype=dtype,
             hf_overrides=partial(_in_dtype, dtype=dtype),
             enforce_eager=True,
             max_model_len=MAX_MODEL_LEN,
-            max_num_batched_tokens=MAX_MODEL_LEN,
-            max_num_seqs=1,
-            enable_prefix_caching=False,
+            max_num_batched_tokens=MAX_NUM_SEQS * MAX_MODEL_LEN,
+            max_num_seqs=MAX_NUM_SEQS,
+            block_size=BLOCK_SIZE,
+            enable_prefix_caching=True,
             mm_processor_cache_gb=0,
             # The largest budget; a case asks for less. It is also what the engine declares as its maximum.
             mm_processor_kwargs={"max_soft_tokens": 1120},
-            limit_mm_per_prompt={"image": 8, "video": 0, "audio": audio},
+            limit_mm_per_prompt=MAX_MEDIA,
             skip_mm_profiling=True,
             disable_log_stats=True,
         )
+        self.tap = Tap()
+        self.llm.apply_model(self.tap.attach)
+        info = MULTIMODAL_REGISTRY.create_processor(self.llm.model_config).info
+        self.prompt_side = PromptSide(info, MAX_MODEL_LEN)
+        self.broken = False
 
-    def _stop(self) -> None:
-        if self.llm is not None:
-            self.llm = None
-            gc.collect()
-            cleanup_dist_env_and_memory()
-
-    def _tap(self) -> None:
-        """Record what enters the encoder, the rows that leave it, and the final normed hidden states."""
-        self.seen: dict[str, list[Any]] = {"encoded": [], "hidden": []}
-        self.llm.apply_model(self._hook)
-        info = self._processor_info()
-        maxima = info.get_mm_max_tokens_per_item(MAX_MODEL_LEN, {"image": 1})
-        self.declared_max = int(maxima["image"])
-
-    def _processor_info(self) -> Any:
-        from vllm.multimodal import MULTIMODAL_REGISTRY
-
-        return MULTIMODAL_REGISTRY.create_processor(self.llm.model_config).info
-
-    def _hook(self, model: Any) -> None:
-        embed = model.embed_multimodal
-
-        def embed_multimodal(**kwargs: Any) -> Any:
-            rows = embed(**kwargs)
-            pixels, positions = kwargs["pixel_values"], kwargs["pixel_position_ids"]
-            self.seen["encoded"] += zip(pixels, positions, rows, strict=True)
-            return rows
-
-        model.embed_multimodal = embed_multimodal
-        model.register_forward_hook(lambda _module, _inputs, output: self.seen["hidden"].append(output.clone()))
+    @property
+    def core(self) -> Any:
+        """The engine core, which is in this process."""
+        return self.llm.llm_engine.engine_core.engine_core
 
     def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
-        """Score the prompt: one prefill and one sampled token, which is not used."""
-        if request.probe or request.case.audios or request.case.videos:
-            raise Unsupported("only images, only plainly")
+        """Score the prompt: one prefill and one sampled token, which is not used; or what its probe does instead."""
+        if self.broken:
+            self.start(self.checkpoint, self.dtype)
+        self.tap.clear()
         media = Media.of(request.case.parts, arrays)
-        for kept in self.seen.values():
-            kept.clear()
-        prompt: dict[str, Any] = {"prompt": request.prompt}
-        if media.images:
-            prompt["multi_modal_data"] = {"image": media.pictures}
-            prompt["mm_processor_kwargs"] = {"max_soft_tokens": request.case.max_soft_tokens}
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        if request.probe:
+            return probe(self, request, media, arrays)
+        (output,) = self.score(self.prompt(request, media))
+        return self.record(request, media, output)
+
+    def prompt(self, request: Request, media: Media, text: str | list[int] | None = None) -> dict[str, Any]:
+        """The request's prompt, or another with its budget, under a name of its own in every cache."""
+        self.named += 1
+        text = request.prompt if text is None else text
+        return prompt(text, media, request.case.max_soft_tokens, f"run{self.named}")
+
+    def score(self, *prompts: dict[str, Any], **options: Any) -> list[Any]:
+        """One output per prompt. Without `options` of sampling: one pass that reads no cache, and a token not used."""
+        return self.finish(lambda params: self.llm.enqueue(prompts, params, use_tqdm=False), **options)
+
+    def finish(self, enqueue: Callable[[SamplingParams], Any], **options: Any) -> list[Any]:
+        """Run what `enqueue` hands to the engine, to its end."""
+        params = SamplingParams(**{"max_tokens": 1, "prompt_logprobs": 0, **_GREEDY, **options})
         try:
-            self.llm.enqueue(prompt, params, use_tqdm=False)
+            enqueue(params)
         except (ValueError, TypeError) as error:
             raise Rejected(f"{type(error).__name__}: {error}") from error
-        (output,) = self.llm.wait_for_completion(use_tqdm=False)
-        return self._record(request, media, output)
+        try:
+            outputs: list[Any] = self.llm.wait_for_completion(use_tqdm=False)
+        except Exception:
+            self._abort()
+            raise
+        return outputs
 
-    def _record(self, request: Request, media: Media, output: Any) -> Recording:
-        ids = output.prompt_token_ids
+    def _abort(self) -> None:
+        """Take out of the engine what a step that raised left half done; where that fails, the next run starts one."""
+        engine = self.llm.llm_engine
+        self.broken = True
+        engine.abort_request(list(engine.output_processor.request_states), internal=True)
+        if self.core.batch_queue is not None:
+            self.core.batch_queue.clear()
+        self.broken = engine.has_unfinished_requests() or self.core.scheduler.has_unfinished_requests()
+
+    def _add_medium(self, recording: Recording, medium: Medium, index: int, item: Encoded) -> int:
+        """The arrays of one image, recording or video; says how many feature rows it has."""
+        for name, value in zip(_STAGES[medium], (item.rows, item.samples, item.positions), strict=False):
+            recording.add(f"{name}.{index}", value)
+        return len(item.rows)
+
+    def record(self, request: Request, media: Media, output: Any) -> Recording:
+        """Everything that the tap kept of a request."""
+        ids, case = output.prompt_token_ids, request.case
         recording = Recording()
         recording.add("prompt_ids", np.array(ids, dtype=np.int64))
-        recording.add("hidden", torch.cat(self.seen["hidden"])[: len(ids)])
-        own = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
-        recording.add("logprobs", np.array(own, dtype=np.float32))
-        counts = []
-        encoded = zip(media.images, self.seen["encoded"], strict=True)
-        for index, ((_, image), (pixels, positions, rows)) in enumerate(encoded):
-            valid = (positions >= 0).all(dim=-1)
-            recording.add(f"pixels.{index}", pixels[valid])
-            recording.add(f"positions.{index}", positions[valid])
-            recording.add(f"mm_features.{index}", rows)
-            counts.append(Counts(self._predicted(image, request.case.max_soft_tokens), len(rows), self.declared_max))
-        recording.counts = tuple(counts)
+        recording.add("hidden", self.tap.hidden)
+        recording.add("steps", np.array(self.tap.lengths))
+        if output.prompt_logprobs:
+            own = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
+            recording.add("logprobs", np.array(own, dtype=np.float32))
+        for medium, counts in self.prompt_side.predicted(media, case.max_soft_tokens).items():
+            encoded = iter(self.tap.encoded[medium])
+            for index, count in enumerate(counts):
+                rows = self._add_medium(recording, medium, index, next(encoded)) if count else 0
+                recording.counts += (Counts(count, rows, self.prompt_side.declared[medium], medium),)
+        recording.add("processor_state", self.prompt_side.state(case.max_soft_tokens))
         return recording
-
-    def _predicted(self, image: Array, budget: int) -> int:
-        """The prompt side's own arithmetic."""
-        height_px, width_px = image.shape[:2]
-        return int(self._processor_info()._compute_num_soft_tokens(width_px, height_px, budget))
