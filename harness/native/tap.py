@@ -3,16 +3,23 @@
 Shapes: P patches and S soft tokens of image I; T tokens; H decoder width.
 
     pixels.I (P, .)  positions.I (P, 2)  mm_features.I (S, H)  merged_embeddings, layer.K, hidden: all (T, H)
+
+In a pack of prompts each stage is shown by sample: `sample.1.layer.0`, or `sample.1.mm_features.0` for the first image
+of the second prompt.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
+
+    from .inputs import Prepared
 
 
 class Tap(Protocol):
@@ -62,3 +69,25 @@ class Transplant:
             raise ValueError(f"{name} is {tuple(tensor.shape)} here, a {tuple(given.shape)} cannot take its place")
         self.unused.discard(name)
         return given.to(tensor)
+
+
+class PackTap:
+    """Shows `inner` the stages of a pack sample by sample, each as `sample.N.` and the name it has in a pass alone."""
+
+    def __init__(self, inner: Tap, samples: Sequence[Prepared]) -> None:
+        self.inner = inner
+        self.lengths = [len(sample.token_ids) for sample in samples]
+        images, videos, audios = (
+            [f"sample.{number}.{{}}.{index}" for number, sample in enumerate(samples) for index in range(len(media(sample)))]
+            for media in (lambda s: s.images, lambda s: s.videos, lambda s: s.audios)
+        )
+        self.items = dict.fromkeys(("pixels", "positions", "mm_features"), images)
+        self.items |= {"video_features": videos, "audio_features": audios}
+
+    def record(self, name: str, tensor: Tensor) -> Tensor:
+        """Show a stage of an item under its sample's name, and one of all tokens in as many parts as there are samples."""
+        stage, _, number = name.partition(".")
+        if stage in self.items:
+            return self.inner.record(self.items[stage][int(number)].format(stage), tensor)
+        parts = torch.split(tensor, self.lengths)
+        return torch.cat([self.inner.record(f"sample.{n}.{name}", part) for n, part in enumerate(parts)])
