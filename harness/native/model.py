@@ -4,8 +4,8 @@ Shapes: T tokens after expansion; P patches and S soft tokens of one item; H dec
 
     prompt, media -> `prepare` -> ids (T,), patches (P, .) -> `forward` -> (T, H) -> `logits` -> (T, V)
 
-Or in pieces: `forward` in chunks, `decode` after it, `forward_packed` for several prompts at once. All give the
-hidden states of one pass. Everything that decides a number is in this package; no engine shares it.
+Or in pieces: `forward` in chunks, `decode` after it; `forward_packed` and `decode_batch` for several prompts at once.
+All give the hidden states of one pass. Everything that decides a number is in this package; no engine shares it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,14 @@ class Gemma4:
         self.report = report
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: torch.dtype, device: str = "cpu", compile: bool = False) -> Gemma4:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        compile: bool = False,  # noqa: A002 - as PyTorch names it
+    ) -> Gemma4:
         """Read a checkpoint in the published layout.
 
         Args:

@@ -77,17 +77,22 @@ class PackTap:
     def __init__(self, inner: Tap, samples: Sequence[Prepared]) -> None:
         self.inner = inner
         self.lengths = [len(sample.token_ids) for sample in samples]
-        images, videos, audios = (
-            [f"sample.{number}.{{}}.{index}" for number, sample in enumerate(samples) for index in range(len(media(sample)))]
-            for media in (lambda s: s.images, lambda s: s.videos, lambda s: s.audios)
-        )
-        self.items = dict.fromkeys(("pixels", "positions", "mm_features"), images)
-        self.items |= {"video_features": videos, "audio_features": audios}
+        images = _owners([len(sample.images) for sample in samples])
+        self.owners = dict.fromkeys(("pixels", "positions", "mm_features"), images) | {
+            "video_features": _owners([len(sample.videos) for sample in samples]),
+            "audio_features": _owners([len(sample.audios) for sample in samples]),
+        }
 
     def record(self, name: str, tensor: Tensor) -> Tensor:
-        """Show a stage of an item under its sample's name, and one of all tokens in as many parts as there are samples."""
+        """Show a stage of one item under the name of its sample, and a stage of all tokens in parts, one per sample."""
         stage, _, number = name.partition(".")
-        if stage in self.items:
-            return self.inner.record(self.items[stage][int(number)].format(stage), tensor)
+        if stage in self.owners:
+            sample, index = self.owners[stage][int(number)]
+            return self.inner.record(f"sample.{sample}.{stage}.{index}", tensor)
         parts = torch.split(tensor, self.lengths)
         return torch.cat([self.inner.record(f"sample.{n}.{name}", part) for n, part in enumerate(parts)])
+
+
+def _owners(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Of each item of a pack, which sample it belongs to and its number there."""
+    return [(sample, index) for sample, count in enumerate(counts) for index in range(count)]
