@@ -230,7 +230,7 @@ def compiled_rows(
 ) -> Iterator[Row]:
     """Prefill and decoding with compiled layers; their products do not pass by where they could be noted."""
     context, tokens = prepare(ours, 0, sizes.context_tokens, 70), sizes.decode_tokens
-    pairs = {
+    pairs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
         "prefill, compiled": (
             lambda: seconds(lambda: ours.forward(prompt)),
             lambda: seconds(lambda: theirs.model(**inputs, use_cache=False)),
