@@ -1,6 +1,6 @@
 """The native implementation beside the reference (its sdpa attention) and beside its own bare products, in one run.
 
-    uv run python benchmarks/native.py [--quick] [--repeats 3] [--json FILE]
+    uv run python benchmarks/native.py [--quick] [--compile] [--repeats 3] [--json FILE]
 
 float32 on the CPU, a made-up model in the published layout with random weights. `bare` is the time of the very matrix
 products and attention calls of the native run, with their operands, and nothing between them: no norm, no rotation, no
@@ -118,9 +118,9 @@ def write_checkpoint(directory: Path, name: str, sizes: Sizes) -> Path:
     return path
 
 
-def load_native(path: Path, dtype: torch.dtype = torch.float32) -> Gemma4:
+def load_native(path: Path, dtype: torch.dtype = torch.float32, *, compiled: bool = False) -> Gemma4:
     """The checkpoint in the native implementation."""
-    return Gemma4.load(path, dtype=dtype)
+    return Gemma4.load(path, dtype=dtype, compile=compiled)
 
 
 def load_hf(path: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -167,13 +167,22 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def again(calls: list[Callable[[], Any]], times: int = 1) -> float:
+    """Seconds to make some calls again. Results are dropped at once: memory that is fresh each time would cost more."""
+    start = time.perf_counter()
+    for _ in range(times):
+        for call in calls:
+            call()
+    return time.perf_counter() - start
+
+
 def compare(name: str, native: Callable[[], Any], hf: Callable[[], Any], repeats: int) -> Row:
     """Both and the bare products in turns, the best time of each; the first turn only warms up."""
     products = Products()
     with products:
         native()
     calls = products.calls
-    turns = [(seconds(native), seconds(hf), seconds(lambda: [call() for call in calls])) for _ in range(repeats + 1)]
+    turns = [(seconds(native), seconds(hf), again(calls)) for _ in range(repeats + 1)]
     best = [min(times) for times in zip(*turns[1:], strict=True)]
     return Row(name, best[0], best[1], best[2] if calls else None)
 
@@ -209,11 +218,29 @@ def decode_row(ours: Gemma4, theirs: Any, sizes: Sizes, repeats: int) -> Row:
         (
             native_decode(ours, context, tokens),
             hf_decode(theirs, context, tokens),
-            seconds(lambda: [call() for _ in range(tokens) for call in products.calls]),
+            again(products.calls, tokens),
         )
         for _ in range(repeats + 1)
     ]
     return Row(f"decode, {tokens} tokens", *(min(times) for times in zip(*turns[1:], strict=True)))
+
+
+def compiled_rows(
+    ours: Gemma4, theirs: Any, prompt: Prepared, inputs: dict[str, Tensor], sizes: Sizes, repeats: int
+) -> Iterator[Row]:
+    """Prefill and decoding with compiled layers; their products do not pass by where they could be noted."""
+    context, tokens = prepare(ours, 0, sizes.context_tokens, 70), sizes.decode_tokens
+    pairs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
+        "prefill, compiled": (
+            lambda: seconds(lambda: ours.forward(prompt)),
+            lambda: seconds(lambda: theirs.model(**inputs, use_cache=False)),
+        ),
+        "decode, compiled": (lambda: native_decode(ours, context, tokens), lambda: hf_decode(theirs, context, tokens)),
+    }
+    for name, pair in pairs.items():
+        turns = [[time_it() for time_it in pair] for _ in range(repeats + 1)]
+        native, hf = (min(times) for times in zip(*turns[1:], strict=True))
+        yield Row(name, native, hf, None)
 
 
 def moe_row(path: Path, sizes: Sizes, repeats: int) -> Row:
@@ -232,7 +259,7 @@ def moe_row(path: Path, sizes: Sizes, repeats: int) -> Row:
     return compare(f"MoE block, {sizes.moe_tokens} tokens", lambda: mixture(x), hf, repeats)
 
 
-def rows(directory: Path, sizes: Sizes, repeats: int) -> Iterator[Row]:
+def rows(directory: Path, sizes: Sizes, repeats: int, *, compiled: bool) -> Iterator[Row]:
     """Every timed row."""
     path = write_checkpoint(directory, "tiny-31b", sizes)
     moe = write_checkpoint(directory, "tiny-26b-a4b", Sizes(width=sizes.width, layers=1))
@@ -258,6 +285,8 @@ def rows(directory: Path, sizes: Sizes, repeats: int) -> Iterator[Row]:
         repeats,
     )
     yield decode_row(ours, theirs, sizes, repeats)
+    if compiled:
+        yield from compiled_rows(load_native(path, compiled=True), theirs, prompt, inputs, sizes, repeats)
     yield moe_row(moe, sizes, repeats)
 
 
@@ -290,6 +319,7 @@ def main() -> None:
     """Print every row as soon as it is measured, and write all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes that show only that it runs")
+    parser.add_argument("--compile", action="store_true", help="also with compiled layers: a minute more")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak", choices=("native", "hf"), help=argparse.SUPPRESS)
@@ -302,7 +332,7 @@ def main() -> None:
     sizes, done = QUICK if chosen.quick else Sizes(), []
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {sizes}, best of {chosen.repeats}")
     with tempfile.TemporaryDirectory() as directory:
-        for row in rows(Path(directory), sizes, chosen.repeats):
+        for row in rows(Path(directory), sizes, chosen.repeats, compiled=chosen.compile):
             print(row.line(), flush=True)
             done.append(asdict(row))
         memory = peaks(Path(directory) / "tiny-31b", sizes.prefill_tokens)

@@ -142,6 +142,37 @@ def test_packed_samples_do_not_see_each_other(subject: Subject, order: tuple[str
         assert relative_error(subject.whole(prompt), hidden) <= subject.limit, prompt
 
 
+def test_no_samples_have_no_hidden_states() -> None:
+    """An empty pack gives an empty list."""
+    assert load("tiny-31b", torch.float32).forward_packed([]) == []
+
+
+def test_samples_are_decoded_together(subject: Subject) -> None:
+    """Prompts of unequal length, read in one pack, then each one token further at a time, are as if each were alone."""
+    samples = [subject.prepare(prompt) for prompt in ("text", "one", "two")]
+    cuts = [int(sample.media_types.nonzero().max()) + 1 if sample.images else 3 for sample in samples]
+    caches = [subject.model.new_cache() for _ in samples]
+    starts = [part(sample, slice(0, cut)) for sample, cut in zip(samples, cuts, strict=True)]
+    hidden = [[rows] for rows in subject.model.forward_packed(starts, caches=caches)]
+    steps = min(len(sample.token_ids) - cut for sample, cut in zip(samples, cuts, strict=True))
+    for step in range(steps):
+        tokens = [int(sample.token_ids[cut + step]) for sample, cut in zip(samples, cuts, strict=True)]
+        for rows, row in zip(hidden, subject.model.decode_batch(tokens, caches), strict=True):
+            rows.append(row[None])
+    assert steps > 5
+    for prompt, cut, rows in zip(("text", "one", "two"), cuts, hidden, strict=True):
+        assert relative_error(subject.whole(prompt)[: cut + steps], torch.cat(rows)) <= subject.limit, prompt
+
+
+def test_a_batch_needs_a_cache_for_each_token() -> None:
+    """Too few caches, none, or one of them twice is an error."""
+    model = load("tiny-31b", torch.float32)
+    memory = model.new_cache()
+    for tokens, caches in (([5, 6], [memory]), ([], []), ([5, 6], [memory, memory])):
+        with pytest.raises(ValueError, match="give each token a cache of its own"):
+            model.decode_batch(tokens, caches)
+
+
 def test_images_run_the_same_alone_and_packed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many images share one run of the tower changes nothing."""
     packed = subject.whole("two")

@@ -92,6 +92,23 @@ def test_a_stage_of_another_input_carries_all_of_it(gemma: Gemma4) -> None:
     assert torch.equal(gemma.forward(one, tap=Transplant(rows)), gemma.forward(other))
 
 
+def test_a_pack_shows_and_takes_the_stages_of_each_sample(gemma: Gemma4) -> None:
+    """Each stage of each prompt is shown with its number, as in a pass alone, and can be replaced there."""
+    samples = [gemma.prepare("<bos>nothing to see", max_soft_tokens=70), prepare(gemma, 1), prepare(gemma, 2)]
+    alone, tap = [stages(gemma, sample) for sample in samples], Recorder()
+    packed = gemma.forward_packed(samples, tap=tap)
+    expected = {f"sample.{number}.{name}": rows for number, seen in enumerate(alone) for name, rows in seen.items()}
+    assert set(tap.tensors) == set(expected)
+    assert torch.equal(tap.tensors["sample.2.hidden"], packed[2])
+    for name, rows in expected.items():
+        assert torch.allclose(tap.tensors[name], rows, rtol=1e-3, atol=1e-4), name
+    other = {f"sample.1.{name}": alone[2][name] for name in ("mm_features.0", "mm_features.1")}
+    swapped = gemma.forward_packed(samples, tap=(graft := Transplant(other)))
+    assert graft.unused == set()
+    assert torch.equal(swapped[0], packed[0])
+    assert torch.allclose(swapped[1], alone[2]["hidden"], rtol=1e-3, atol=1e-4)
+
+
 def test_wrong_replacements_are_refused() -> None:
     """A tensor of another shape is an error with both shapes; a name that fits no stage stays in `unused`."""
     gemma = load("tiny-31b")

@@ -112,6 +112,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, plan: Plan) -> Tensor:
     Returns:
         (T, N * D).
     """
+    if len(queries) == 1 and not plan.tiles[0].masked:
+        return attend_next(queries, keys[plan.tiles[0].keys], values[plan.tiles[0].keys])
     groups = queries.shape[1] // keys.shape[1]
     q = queries.reshape(len(queries), keys.shape[1], groups, -1).permute(1, 2, 0, 3)
     # The groups share their keys by a stride of 0: nothing is repeated in memory.
@@ -128,3 +130,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, plan: Plan) -> Tensor:
         for tile in plan.tiles
     ]
     return torch.cat([out.permute(2, 0, 1, 3).flatten(1) for out in outs])
+
+
+def attend_next(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same for one query that sees all keys: (1, N, D), 2 of (S, K, D) -> (1, N * D).
+
+    The heads of a group are rows of one product, so that its keys are read once and not G times.
+    """
+    q = query.reshape(1, keys.shape[1], -1, keys.shape[2])
+    k, v = (x.transpose(0, 1)[None] for x in (keys, values))
+    return functional.scaled_dot_product_attention(q, k, v, scale=1.0).reshape(1, -1)

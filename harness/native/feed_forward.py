@@ -46,6 +46,8 @@ class Mixture(nn.Module):
         self.down = nn.Parameter(torch.empty(experts.count, config.hidden, experts.width))
         self.out_norm = RMSNorm(config.hidden, config.eps)
 
+    # Not compiled: how many tokens an expert gets is data, and each other count would be compiled anew.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """Residual stream (T, H) -> (T, H)."""
         weights, numbers = self.router(x)
@@ -59,7 +61,8 @@ class Mixture(nn.Module):
         total = torch.zeros_like(normed, dtype=weights.dtype)
         for number, (rows, share) in enumerate(groups):
             if len(rows):
-                total.index_add_(0, rows, share * self.expert(number, normed[rows]))
+                # On a CPU index_select takes a third of the time of normed[rows].
+                total.index_add_(0, rows, share * self.expert(number, normed.index_select(0, rows)))
         out: Tensor = self.out_norm(total.to(x.dtype))
         return out
 

@@ -9,6 +9,7 @@ once at the end; matrix products run in the dtype of the weights, softmax wide b
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -28,12 +29,14 @@ def wide(x: Tensor) -> Tensor:
 
 def rms_normalize(x: Tensor, eps: float) -> Tensor:
     """Divide by sqrt(mean(x^2) + eps) over the last dimension, wide."""
-    x = wide(x)
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return functional.rms_norm(wide(x), x.shape[-1:], eps=eps)
 
 
 class RMSNorm(nn.Module):
-    """RMS normalisation times a weight; the weight is used as it is, not as 1 + weight."""
+    """RMS normalisation times a weight; the weight is used as it is, not as 1 + weight.
+
+    PyTorch's function runs wide and rounds once, as everything here; a test holds it to the formula.
+    """
 
     def __init__(self, features: int, eps: float) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., F) -> (..., F)."""
-        return (rms_normalize(x, self.eps) * wide(self.weight)).to(x.dtype)
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class Linear(nn.Module):
@@ -113,26 +116,35 @@ def rope_angles(positions: Tensor, theta: float, dim: int, rotated: float = 1.0)
     Frequency j is theta^(-2j / dim) for the first `rotated` fraction and 0, no rotation, for the others. The
     exponent divides by the whole `dim`, not by the rotated part of it.
     """
+    return positions[:, None] * _frequencies(theta, dim, rotated).to(positions)
+
+
+@cache
+def _frequencies(theta: float, dim: int, rotated: float) -> Tensor:
     frequencies = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     frequencies[int(rotated * dim // 2) :] = 0
-    return positions[:, None] * frequencies.to(positions)
+    return frequencies
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of rotation angles, both (T, 1, ..., D/2): computed once, used by each layer of a kind."""
+    """What features are multiplied with, and what their partners are: computed once, used by each layer of a kind.
+
+    Both (T, 1, ..., D): the cosines of the angles twice, and their sines, first negative, then positive.
+    """
 
     cos: Tensor
     sin: Tensor
 
 
 def rope(positions: Tensor, theta: float, dim: int, rotated: float = 1.0) -> Rotation:
-    """The rotation of heads of `dim` features by one position each: (T,), wide -> 2 of (T, 1, dim / 2)."""
+    """The rotation of heads of `dim` features by one position each: (T,), wide -> 2 of (T, 1, dim)."""
     angles = rope_angles(positions, theta, dim, rotated)[:, None]
-    return Rotation(angles.cos(), angles.sin())
+    cos, sin = angles.cos(), angles.sin()
+    return Rotation(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate feature i with feature i + D/2 by angle i: (T, N, ..., D) -> the same shape."""
-    first, second = wide(x).chunk(2, dim=-1)
-    cos, sin = rotation
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    features = wide(x)
+    partners = features.roll(features.shape[-1] // 2, dims=-1)
+    return (features * rotation.cos + partners * rotation.sin).to(x.dtype)

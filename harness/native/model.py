@@ -4,8 +4,8 @@ Shapes: T tokens after expansion; P patches and S soft tokens of one item; H dec
 
     prompt, media -> `prepare` -> ids (T,), patches (P, .) -> `forward` -> (T, H) -> `logits` -> (T, V)
 
-Or in pieces: `forward` in chunks, `decode` after it, `forward_packed` for several prompts at once. All give the
-hidden states of one pass. Everything that decides a number is in this package; no engine shares it.
+Or in pieces: `forward` in chunks, `decode` after it; `forward_packed` and `decode_batch` for several prompts at once.
+All give the hidden states of one pass. Everything that decides a number is in this package; no engine shares it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .config_media import AudioTowerConfig
 from .inputs import Prepared, prepare_inputs
 from .masks import chunks, layer_spans
 from .prompt import AUDIO, IMAGE, TEXT, VIDEO, read_tokenizer
-from .tap import Silence, Tap
+from .tap import PackTap, Silence, Tap
 from .text import Decoder, Layout
 from .unified import UnifiedEmbedder, WaveformEmbedder
 from .vision import VisionTower
@@ -80,13 +80,21 @@ class Gemma4:
         self.report = report
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: torch.dtype, device: str = "cpu") -> Gemma4:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype,
+        device: str = "cpu",
+        compile: bool = False,  # noqa: A002 - as PyTorch names it
+    ) -> Gemma4:
         """Read a checkpoint in the published layout.
 
         Args:
             path: the directory with config.json, processor_config.json, tokenizer.json and the weights.
             dtype: of the weights and matrix products, one of `DTYPES`.
             device: where to compute.
+            compile: the decoder's layers, on their first use, which then takes half a minute or more.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype} is not supported; use one of {', '.join(map(str, DTYPES))}")
@@ -95,6 +103,8 @@ class Gemma4:
         with torch.device("meta"):
             network = Network(config)
         report = load(directory, network, config.text, dtype, device)
+        if compile:
+            network.decoder.compile()
         return cls(config, read_tokenizer(directory), network, report)
 
     def prepare(
@@ -142,31 +152,53 @@ class Gemma4:
         token_ids, embedded = self.embed(prepared, tap)
         parts = []
         for rows, layout in self.layouts(prepared.media_types, cache, chunk_tokens or len(token_ids)):
-            parts.append(self.network.decoder(token_ids[rows], embedded[rows], layout, cache, tap))
-            cache.advance(len(layout.positions))
+            parts.append(self.network.decoder(token_ids[rows], embedded[rows], [layout], tap))
         return tap.record("hidden", torch.cat(parts))
 
     @torch.no_grad()
     def decode(self, token_ids: Sequence[int], cache: Cache) -> Tensor:
         """Read text tokens (n,) after those in `cache`: final hidden states (n, H)."""
+        if len(token_ids) == 1:
+            return self.decode_batch(token_ids, [cache])
         ids = torch.tensor(token_ids)
         return self.forward(Prepared(ids, torch.zeros_like(ids), ()), cache=cache)
 
     @torch.no_grad()
-    def forward_packed(self, samples: Sequence[Prepared]) -> list[Tensor]:
-        """Prompts of any lengths in one pass, packed after one another without padding: (T, H) of each."""
-        lengths = [len(sample.token_ids) for sample in samples]
-        token_ids, embedded = self.embed(pack(samples), Silence())
-        spans: list[dict[str, Spans]] = []
-        start = 0
-        for sample, length in zip(samples, lengths, strict=True):
-            seen = self.spans(sample.media_types)
-            spans.append({kind: span.shift(start) for kind, span in seen.items()})
-            start += length
-        plans = {kind: plan([span[kind] for span in spans], embedded.device) for kind in spans[0]}
-        positions = torch.cat([torch.arange(length) for length in lengths]).to(embedded.device)
-        hidden = self.network.decoder(token_ids, embedded, Layout(positions, plans), self.new_cache(), Silence())
-        return list(torch.split(hidden, lengths))
+    def decode_batch(self, token_ids: Sequence[int], caches: Sequence[Cache]) -> Tensor:
+        """Read one text token of each of B samples after those in its cache: final hidden states (B, H).
+
+        The caches may be of any lengths: a product runs over the tokens of all samples, attention over each alone.
+        """
+        if not len(token_ids) == len(caches) == len({id(cache) for cache in caches}) > 0:
+            raise ValueError(f"{len(token_ids)} tokens and {len(caches)} caches; give each token a cache of its own")
+        decoder = self.network.decoder
+        ids = torch.tensor(token_ids, device=decoder.embedding.device)
+        hidden: Tensor = decoder(ids, decoder.embed(ids), [self.next_token(cache) for cache in caches], Silence())
+        return hidden
+
+    @torch.no_grad()
+    def forward_packed(
+        self, samples: Sequence[Prepared], *, tap: Tap | None = None, caches: Sequence[Cache] | None = None
+    ) -> list[Tensor]:
+        """Prompts of any lengths in one pass, packed after one another without padding: (T, H) of each.
+
+        Args:
+            samples: none of them sees another; without any there are no hidden states.
+            tap: is shown the stages of each sample, with `sample.N.` before their names.
+            caches: one of each sample, as in `forward`, for `decode_batch` to go on from.
+        """
+        if not samples:
+            return []
+        caches = [self.new_cache() for _ in samples] if caches is None else caches
+        inner = Silence() if tap is None else PackTap(tap, samples)
+        layouts = [
+            layout
+            for sample, cache in zip(samples, caches, strict=True)
+            for _, layout in self.layouts(sample.media_types, cache, len(sample.token_ids))
+        ]
+        token_ids, embedded = self.embed(pack(samples), inner)
+        hidden = inner.record("hidden", self.network.decoder(token_ids, embedded, layouts, inner))
+        return list(torch.split(hidden, [len(sample.token_ids) for sample in samples]))
 
     def new_cache(self) -> Cache:
         """An empty cache, for one sample."""
@@ -193,19 +225,18 @@ class Gemma4:
         """Each chunk of a sample: which of its tokens, and where they stand. Made when the last one is done."""
         device, past = self.network.decoder.embedding.device, cache.length
         if past and len(media_types) == 1:
-            yield slice(0, 1), self.next_token(cache, device)
+            yield slice(0, 1), self.next_token(cache)
             return
         spans = self.spans(media_types, past)
         for rows in chunks(media_types, chunk_tokens, vision_blocks=self.config.text.vision_blocks):
             plans = {kind: plan([span.rows(rows).shift(-cache.first(kind))], device) for kind, span in spans.items()}
             positions = torch.arange(past + rows.start, past + rows.stop, device=device)
-            yield rows, Layout(positions, plans)
+            yield rows, Layout(positions, plans, cache)
 
-    def next_token(self, cache: Cache, device: torch.device) -> Layout:
+    def next_token(self, cache: Cache) -> Layout:
         """Where one token stands after those in a cache. Its plan needs no masks, which would cost more than it."""
-        past = cache.length
-        plans = {kind: everything(past - cache.first(kind) + 1) for kind in self.config.text.rope}
-        return Layout(torch.full((1,), past, device=device), plans)
+        plans = {kind: everything(cache.length - cache.first(kind) + 1) for kind in self.config.text.rope}
+        return Layout(torch.tensor([cache.length], device=self.network.decoder.embedding.device), plans, cache)
 
     def features(self, images: Sequence[ImagePatches], tap: Tap) -> list[Tensor]:
         """The rows that stand in for each image's soft tokens: one (S, H) per image, in packs of a few images."""

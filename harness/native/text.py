@@ -17,7 +17,7 @@ Notable, in the order of a layer:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,27 +27,26 @@ from .feed_forward import FeedForward
 from .layers import Linear, RMSNorm, Rotation, gelu, product, rms_normalize, rope, rotate, wide_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from .attention import Plan
     from .cache import Cache
     from .config import LayerShape, TextConfig
     from .tap import Tap
 
+# Lengths vary, and each shape of layer is compiled twice: for one token, and for any number of them. Half precision
+# rounds where it does without a compiler.
+COMPILE: Any = {"dynamic": True, "recompile_limit": 64, "options": {"emulate_precision_casts": True}}
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the tokens of one pass stand: positions (T,), and by layer kind which keys they see."""
+    """Where the tokens of one sample stand in a pass.
+
+    Positions (n,), by layer kind which keys they see, and the cache that takes up theirs.
+    """
 
     positions: Tensor
-    plans: Mapping[str, Plan]
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """What the layers of one pass share; `rotations` and `plans` are by layer kind."""
-
-    rotations: Mapping[str, Rotation]
     plans: Mapping[str, Plan]
     cache: Cache
 
@@ -68,22 +67,29 @@ class Attention(nn.Module):
         if shape.donor is None and not shape.value_is_key:
             self.v = Linear(config.hidden, shape.kv_heads * shape.head_dim)
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
-        """(T, H) -> (T, H)."""
-        shape, rotation = self.shape, shared.rotations[self.shape.kind]
-        kept = shared.cache.layers[shape.index if shape.donor is None else shape.donor]
-        if shape.donor is None:
-            kept.extend(*self.keys_values(x, rotation))
-        queries = rotate(self.q_norm(self.q(x).unflatten(-1, (shape.heads, shape.head_dim))), rotation)
-        out: Tensor = self.o(attend(queries, *kept.read(), shared.plans[shape.kind]))
-        return out
+    def queries(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """Normed, then rotated: (T, H) -> (T, N, D)."""
+        return rotate(self.q_norm(self.q(x).unflatten(-1, (self.shape.heads, self.shape.head_dim))), rotation)
 
-    def keys_values(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Keys, normed then rotated, and values, normed without weight: (T, H) -> 2 of (T, K, D)."""
+    def keys_values(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, ...]:
+        """Keys, normed then rotated, and values, normed without weight: (T, H) -> 2 of (T, K, D), none with a donor."""
+        if self.shape.donor is not None:
+            return ()
         heads = (self.shape.kv_heads, self.shape.head_dim)
         raw_keys = self.k(x).unflatten(-1, heads)
         raw_values = raw_keys if self.shape.value_is_key else self.v(x).unflatten(-1, heads)
         return rotate(self.k_norm(raw_keys), rotation), rms_normalize(raw_values, self.eps).to(x.dtype)
+
+    def look(self, queries: Tensor, keys_values: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
+        """What the tokens of each sample see, new keys and values taken up first: (T, N, D) -> (T, N * D)."""
+        shape, start, seen = self.shape, 0, []
+        for layout in layouts:
+            rows = slice(start, start := start + len(layout.positions))
+            kept = layout.cache.layers[shape.index if shape.donor is None else shape.donor]
+            if shape.donor is None:
+                kept.extend(*(new[rows] for new in keys_values))
+            seen.append(attend(queries[rows], *kept.read(), layout.plans[shape.kind]))
+        return torch.cat(seen)
 
 
 class LayerEmbedding(nn.Module):
@@ -115,9 +121,21 @@ class Layer(nn.Module):
         self.ple = LayerEmbedding(config) if config.ple_width else None
         self.register_buffer("scalar", torch.empty(1))
 
-    def forward(self, x: Tensor, embedding: Tensor | None, shared: Pass) -> Tensor:
-        """(T, H), (T, W) or None -> (T, H)."""
-        x = x + self.attention_out_norm(self.attention(self.attention_norm(x), shared))
+    def forward(
+        self, x: Tensor, embedding: Tensor | None, rotations: Mapping[str, Rotation], layouts: Sequence[Layout]
+    ) -> Tensor:
+        """(T, H), (T, W) or None -> (T, H). Only the middle looks at other tokens; the rest can be compiled."""
+        queries, *keys_values = self.before(x, rotations[self.attention.shape.kind])
+        return self.after(x, self.attention.look(queries, keys_values, layouts), embedding)
+
+    def before(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, ...]:
+        """What attention needs: (T, H) -> (T, N, D) and up to 2 of (T, K, D)."""
+        normed = self.attention_norm(x)
+        return self.attention.queries(normed, rotation), *self.attention.keys_values(normed, rotation)
+
+    def after(self, x: Tensor, seen: Tensor, embedding: Tensor | None) -> Tensor:
+        """What is made of it: (T, H), (T, N * D), (T, W) or None -> (T, H)."""
+        x = x + self.attention_out_norm(self.attention.o(seen))
         x = x + self.feed_forward(x)
         if self.ple is not None:
             x = x + self.ple(x, embedding)
@@ -159,27 +177,34 @@ class Decoder(nn.Module):
         """(T,) -> (T, H), times sqrt(H)."""
         return self.embedding[token_ids] * rounded(self.config.hidden**0.5, self.embedding)
 
-    def forward(self, token_ids: Tensor, embedded: Tensor, layout: Layout, cache: Cache, tap: Tap) -> Tensor:
+    def compile(self) -> None:
+        """Compile what lies between the attentions of two layers, once for layers of one shape."""
+        for layer in self.layers:
+            for name in ("before", "after"):
+                setattr(layer, name, torch.compile(getattr(layer, name), **COMPILE))
+
+    def forward(self, token_ids: Tensor, embedded: Tensor, layouts: Sequence[Layout], tap: Tap) -> Tensor:
         """Run all layers and the final norm.
 
         Args:
             token_ids: (T,), with padding in place of soft tokens; used by per-layer embeddings only.
             embedded: (T, H), with soft tokens in place.
-            layout: where the tokens stand and what they see.
-            cache: what has been read before; takes up these tokens too.
+            layouts: of each sample in the pack, where its tokens stand and what they see.
             tap: is shown the stream after each layer.
         """
-        shared = Pass(self.rotations(layout.positions), layout.plans, cache)
+        rotations = self.rotations(torch.cat([layout.positions for layout in layouts]))
         tables = self.token_tables(token_ids, embedded) if self.token_tables is not None else None
         hidden = embedded
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, None if tables is None else tables[:, index], shared)
+            hidden = layer(hidden, None if tables is None else tables[:, index], rotations, layouts)
             hidden = tap.record(f"layer.{index}", hidden)
+        for layout in layouts:
+            layout.cache.advance(len(layout.positions))
         out: Tensor = self.norm(hidden)
         return out
 
     def rotations(self, positions: Tensor) -> dict[str, Rotation]:
-        """Rotation by position of each layer kind: (T,) -> 2 of (T, 1, D/2)."""
+        """Rotation by position of each layer kind: (T,) -> 2 of (T, 1, D)."""
         wide_positions = positions.to(wide_dtype(self.embedding.dtype))
         head_dims = {shape.kind: shape.head_dim for shape in self.config.layers}
         ropes = self.config.rope

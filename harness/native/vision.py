@@ -115,7 +115,7 @@ class VisionTower(nn.Module):
         return out
 
     def rotation(self, positions: Tensor) -> Rotation:
-        """The (x, y) of each patch (P, 2) -> 2 of (P, 1, 2, D/4): each axis turns one half of the head."""
+        """The (x, y) of each patch (P, 2) -> 2 of (P, 1, 2, D/2): each axis turns one half of the head."""
         flat = positions.flatten().to(wide_dtype(self.positions.dtype))
         cos, sin = rope(flat, self.config.theta, self.config.head_dim // 2)
         return Rotation(cos.reshape(len(positions), 1, 2, -1), sin.reshape(len(positions), 1, 2, -1))
