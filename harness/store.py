@@ -89,7 +89,7 @@ TABLES = {
     },
 }
 """Tables and their columns. `counts`, `digests`, `subjects`, `indices` and `case` hold JSON; `order` and `companion`
-have a letter a part: t, i, a, v. `cases`, `images`, `audios` and `videos` say what was tried, and hence what was not."""
+have a letter a part: t, i, a, v. `cases`, `images`, `audios` and `videos` say what was tried, so also what was not."""
 
 T = TypeVar("T")
 

@@ -12,8 +12,9 @@ from itertools import groupby, pairwise
 from typing import TypeVar, get_args
 
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, settings, target
+from hypothesis import HealthCheck, Phase, find, given, seed, settings, target
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture.data import Status
 from hypothesis.strategies import SearchStrategy
 
 from harness.checkpoint import Checkpoint
@@ -60,6 +61,20 @@ MODELS = ("tiny-e2b", "tiny-31b")
 """One that hears and one that does not."""
 
 EVERY: tuple[Property, ...] = tuple(PROPERTIES)
+
+
+def _many(strategy: SearchStrategy[T], count: int) -> list[T]:
+    """Many examples, of which a test then looks for each kind: one search for all is faster than one for each."""
+    drawn: list[T] = []
+
+    @seed(0)
+    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def collect(example: T) -> None:
+        drawn.append(example)
+
+    collect()
+    return drawn
 
 
 def _found(strategy: SearchStrategy[T], wanted: Callable[[T], bool], *phases: Phase) -> T:
@@ -111,10 +126,15 @@ AIMS: dict[str, Callable[[tuple[int, int]], bool]] = {
 }
 
 
+@pytest.fixture(name="many_sizes", scope="module")
+def _many_sizes() -> list[tuple[int, int]]:
+    return _many(sizes(), 5_000)
+
+
 @pytest.mark.parametrize("aim", AIMS)
-def test_each_aim_is_reached(aim: str) -> None:
+def test_each_aim_is_reached(aim: str, many_sizes: list[tuple[int, int]]) -> None:
     """Every boundary that a family is named after is met within 5,000 sizes."""
-    assert AIMS[aim](_found(sizes(), AIMS[aim]))
+    assert any(map(AIMS[aim], many_sizes))
 
 
 @settings(max_examples=500)
@@ -185,10 +205,15 @@ CASE_AIMS: dict[str, Callable[[Case], bool]] = {
 }
 
 
+@pytest.fixture(name="many_cases", scope="module")
+def _many_cases() -> list[Case]:
+    return _many(cases(models=MODELS), 4_000)
+
+
 @pytest.mark.parametrize("aim", CASE_AIMS)
-def test_each_kind_of_case_is_reached(aim: str) -> None:
+def test_each_kind_of_case_is_reached(aim: str, many_cases: list[Case]) -> None:
     """Every number and kind of media, position, form, budget, mode, spelling, probe and type is met."""
-    assert CASE_AIMS[aim](_found(cases(models=MODELS), CASE_AIMS[aim]))
+    assert any(map(CASE_AIMS[aim], many_cases))
 
 
 AUDIO_AIMS: dict[str, Callable[[AudioSpec], bool]] = {
@@ -209,10 +234,15 @@ AUDIO_AIMS: dict[str, Callable[[AudioSpec], bool]] = {
 }
 
 
+@pytest.fixture(name="many_recordings", scope="module")
+def _many_recordings() -> list[AudioSpec]:
+    return _many(audio_specs(), 4_000)
+
+
 @pytest.mark.parametrize("aim", AUDIO_AIMS)
-def test_each_kind_of_recording_is_reached(aim: str) -> None:
+def test_each_kind_of_recording_is_reached(aim: str, many_recordings: list[AudioSpec]) -> None:
     """Every boundary of the framing is met exactly, one below and one above."""
-    assert AUDIO_AIMS[aim](_found(audio_specs(), AUDIO_AIMS[aim]))
+    assert any(map(AUDIO_AIMS[aim], many_recordings))
 
 
 def _stamps(video: VideoSpec) -> list[float]:
@@ -235,10 +265,15 @@ VIDEO_AIMS: dict[str, Callable[[VideoSpec], bool]] = {
 }
 
 
+@pytest.fixture(name="many_videos", scope="module")
+def _many_videos() -> list[VideoSpec]:
+    return _many(video_specs(), 3_000)
+
+
 @pytest.mark.parametrize("aim", VIDEO_AIMS)
-def test_each_kind_of_video_is_reached(aim: str) -> None:
+def test_each_kind_of_video_is_reached(aim: str, many_videos: list[VideoSpec]) -> None:
     """Every count of frames that matters, rates, and timestamps at the edges of a minute are met."""
-    assert VIDEO_AIMS[aim](_found(video_specs(), VIDEO_AIMS[aim]))
+    assert any(map(VIDEO_AIMS[aim], many_videos))
 
 
 @settings(max_examples=300)
@@ -312,7 +347,7 @@ def test_a_property_that_no_model_has_is_refused() -> None:
     with pytest.raises(ValueError, match="none of P11 applies to tiny-31b"):
         stratified("tiny-31b", ["P11"], count=1, seed=0)
     with pytest.raises(ValueError, match=r"tiny-31b.*P11.*nothing to draw"):
-        cases(models=["tiny-31b"], properties=["P11"]).example()
+        generate(cases(models=["tiny-31b"], properties=["P11"]), count=1, seed=0)
 
 
 @settings(max_examples=100)
@@ -326,18 +361,21 @@ def test_a_probe_can_be_drawn_for_a_given_case(data: st.DataObject) -> None:
 
 
 def test_hardly_anything_is_filtered_away() -> None:
-    """Of 600 draws at most 3 % end without a case."""
-    begun, finished = [], []
+    """At most 3 % of draws are given up by a filter; what Hypothesis itself cuts short is not counted."""
+    statuses = Counter[Status]()
 
-    @settings(max_examples=600, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=400, database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def draw_one(data: st.DataObject) -> None:
-        begun.append(1)
-        data.draw(cases(models=MODELS))
-        finished.append(1)
+        inner = data.conjecture_data
+        try:
+            data.draw(cases(models=MODELS))
+        finally:
+            statuses[inner.status] += 1
 
     draw_one()
-    assert len(finished) >= 0.97 * len(begun) > 500
+    assert statuses[Status.INVALID] <= 0.03 * statuses[Status.VALID]
+    assert statuses[Status.VALID] >= 400
 
 
 def test_shares_are_proportional_and_whole() -> None:
@@ -377,7 +415,8 @@ def test_the_nightly_profile_gives_each_property_its_cases() -> None:
         total.update(shares(count, aims(model, EVERY)))
     assert min(total.values()) >= 220
     # Kinds of probe are drawn alike, and each subject has at least half of a property's kinds.
-    assert min(total[prop] for prop in ("P4", "P5", "P9")) >= 400 - 100 * (total["P4"] < 400)
+    assert min(total["P5"], total["P9"]) >= 400
+    assert total["P4"] >= 300
 
 
 def test_more_images_than_fit_do_not_pass_the_bound() -> None:
@@ -394,7 +433,7 @@ def test_more_images_than_fit_do_not_pass_the_bound() -> None:
 def test_impossible_wishes_are_refused(models: list[str], min_images: int) -> None:
     """No model, or more images than any budget lets in, raises with both numbers instead of drawing for ever."""
     with pytest.raises(ValueError, match=rf"{min_images} images: nothing to draw"):
-        cases(models=models, min_images=min_images).example()
+        generate(cases(models=models, min_images=min_images), count=1, seed=0)
 
 
 def test_generated_cases_are_distinct_and_repeatable() -> None:
