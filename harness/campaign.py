@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from harness.checkpoint import Checkpoint
 from harness.comparators import Context, Limits, compare, load_side
 from harness.comparators.kl import OutputHead
+from harness.comparators.start_up import check_loaded
 from harness.comparators.suspects import findings
 from harness.deviations import Deviation, explain
 from harness.environments import Subject, unavailable_because
@@ -100,13 +101,14 @@ class Fleet:
         self.loaded: tuple[Path, str] | None = None
         self.template = ""
         self.reports: dict[str, LoadReport] = {}
+        self.refused: dict[str, str] = {}
         self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.workers}
         self.scratch = _scratch()
 
     def load(self, checkpoint: Path, dtype: str = "", *, audit: bool = False) -> None:
         """Load a checkpoint into every worker at once. One that cannot is absent until the next checkpoint."""
         self.absent = {name: why for name, why in self.absent.items() if name not in self.workers}
-        self.reports = {}
+        self.reports, self.refused = {}, {}
         options = {"dtype": dtype or self.options.dtype, "device": self.options.device, "audit": audit}
         loading = {
             name: self._executors[name].submit(worker.load, checkpoint, **options)
@@ -116,7 +118,7 @@ class Fleet:
             try:
                 self.reports[name] = future.result()
             except EngineUnavailable as error:
-                self.absent[name] = str(error)
+                self.absent[name] = self.refused[name] = str(error)
         self.loaded, self.template = (checkpoint, dtype), Checkpoint.open(checkpoint).chat_template
 
     def submit(self, case: Case) -> Flight:
@@ -202,6 +204,7 @@ class Campaign:
         torch.set_num_threads(1)
         self.timing = Timing()
         self._context: Context | None = None
+        self._loaded: list[Verdict] = []
 
     def run(self, cases: Sequence[Case]) -> Iterator[Result]:
         """Results in the order of the cases, which should be grouped by model.
@@ -226,9 +229,17 @@ class Campaign:
     def _load(self, directory: Path, dtype: str) -> None:
         started = time.perf_counter()
         checkpoint = Checkpoint.open(directory)
-        self.workers.load(directory, dtype, audit="P8" in self.workers.options.properties)
-        limits = Limits.of(dtype)
-        self._context = Context(checkpoint.media_tokens, OutputHead.of(checkpoint), limits)
+        audit = "P8" in self.workers.options.properties
+        self.workers.load(directory, dtype, audit=audit)
+        self._loaded = list(check_loaded(self.workers.reports, self.workers.refused)) if audit else []
+        self._context = Context(
+            checkpoint.media_tokens,
+            OutputHead.of(checkpoint),
+            Limits.of(dtype),
+            checkpoint.layers,
+            unified=checkpoint.config["model_type"] == "gemma4_unified",
+            read=checkpoint.read,
+        )
         self.timing.startup_s += time.perf_counter() - started
 
     def _finish(self, flight: Flight, run_started: float) -> Result:
@@ -237,6 +248,9 @@ class Campaign:
         assert self._context is not None
         sides = [load_side(observation) for observation in observations]
         comparison = compare(case, sides, self._context, self.workers.options.properties)
+        # How the model loaded is told once, with its first case.
+        comparison.verdicts += self._loaded
+        self._loaded = []
         found = tuple(self._explained(case, finding) for finding in findings(case, comparison.verdicts))
         rows, arrays = rows_of(case, sides, comparison, found)
         self.workers.discard(case)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 from harness.errors import UserError
-from harness.spec import MediaTokens
+from harness.spec import LayerRule, MediaTokens
 
 _OUTPUT_WEIGHTS = ("lm_head.weight", "model.language_model.embed_tokens.weight")
 """The output head; tied to the embeddings in every published checkpoint."""
@@ -72,9 +73,50 @@ class Checkpoint:
 
     @cached_property
     def media_tokens(self) -> MediaTokens:
-        """The ids that frame and fill an image in this checkpoint's vocabulary."""
-        ids = (self.config[f"{name}_token_id"] for name in ("boi", "image", "eoi"))
-        return MediaTokens(*ids)
+        """The ids that frame and fill media in this checkpoint's vocabulary; -1 for a medium that it lacks."""
+        names = {
+            "boi": "boi_token_id",
+            "image": "image_token_id",
+            "eoi": "eoi_token_id",
+            "boa": "boa_token_id",
+            "audio": "audio_token_id",
+            "eoa": "eoa_token_index",
+            "video": "video_token_id",
+        }
+        return MediaTokens(**{name: self.config.get(key, -1) for name, key in names.items()})
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.path / "tokenizer.json"))
+
+    def read(self, token_ids: Sequence[int]) -> str:
+        """The text that token ids stand for, special tokens included."""
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        return text
+
+    @cached_property
+    def layers(self) -> tuple[LayerRule, ...]:
+        """What each decoder layer may see, from the config; silent is one whose output projection is zero."""
+        text = self.config["text_config"]
+        kinds = text["layer_types"]
+        own = len(kinds) - text.get("num_kv_shared_layers", 0)
+        return tuple(
+            LayerRule(
+                window=text["sliding_window"] if kind == "sliding_attention" else None,
+                blocks=text.get("use_bidirectional_attention") == "vision",
+                silent=self._is_zero(f"model.language_model.layers.{index}.self_attn.o_proj.weight"),
+                donor=index if index < own else max(k for k in range(own) if kinds[k] == kind),
+            )
+            for index, kind in enumerate(kinds)
+        )
+
+    def _is_zero(self, name: str) -> bool:
+        """Whether the first row of a tensor is zero: as good as all of it for what the zoo makes, and cheap."""
+        for path in shards(self.path):
+            with safe_open(path, framework="pt") as shard:
+                if name in shard.keys():  # noqa: SIM118
+                    return not bool(shard.get_slice(name)[:1].any())
+        return False
 
     def output_weight(self) -> torch.Tensor:
         """The output head's weight, (vocabulary, hidden), in the stored type."""

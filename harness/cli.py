@@ -15,12 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from harness import doctor, session, show
+from harness import sweep as sweeping
 from harness.campaign import Options
 from harness.deviations import load_deviations
+from harness.environments import resolve
 from harness.errors import EngineUnavailable, UserError
 from harness.schema import PROPERTIES, Case, Finding, Property
+from harness.spec import SOFT_TOKEN_BUDGETS
 from harness.store import DEFAULT_STORE, RunStore, find_case, plain, read_capsule, write_json
-from harness.zoo import NAMES, describe
+from harness.zoo import FEATURE_NAMES, NAMES, describe
 from reports import frames as reports_frames
 from reports import site
 
@@ -31,7 +34,9 @@ app = typer.Typer(
     help="Find the inputs on which implementations of Gemma 4 disagree: who is wrong, where, and by how much.",
     epilog="Exit status: 0 nothing unexpected; 1 unexpected findings; 2 wrong use; 3 a subject cannot run here.",
 )
-zoo_app = typer.Typer(no_args_is_help=True, help="Tiny random checkpoints of the five published variants.")
+zoo_app = typer.Typer(
+    no_args_is_help=True, help="Tiny random checkpoints: the five published variants, and models with one feature each."
+)
 app.add_typer(zoo_app, name="zoo")
 
 StoreOption = Annotated[Path, typer.Option(help="Where runs are kept.")]
@@ -229,6 +234,59 @@ def report(
     print(pages[0])
 
 
+@app.command()
+def sweep(
+    budget: Annotated[str, typer.Option(help="all, or budgets; comma-separated.")] = "all",
+    max_side: Annotated[int, typer.Option(min=1, max=20_000, help="Largest width and height, in px.")] = 1_000,
+    samples: Annotated[int, typer.Option(min=1, help="Recordings shorter than this, at 16 kHz.")] = 500_000,
+    subjects: Annotated[str, typer.Option(help="Comma-separated.")] = "hf,vllm,native",
+    model: Annotated[str, typer.Option(help="A zoo name or a checkpoint directory.")] = "tiny-e2b",
+    out: Annotated[Path, typer.Option(help="Where the disagreements are kept, as Parquet.")] = Path(".harness/sweeps"),
+    json_file: Annotated[
+        str, typer.Option("--json", help="Write the result here; - is stdout and silences the rest.")
+    ] = "",
+) -> None:
+    """Ask each engine's own counting function for every size: arithmetic only, no engine started.
+
+    Exit status 1 if two subjects part where no deviation says so.
+    """
+    console = Console(stderr=json_file == "-")
+    budgets = SOFT_TOKEN_BUDGETS if budget == "all" else [_budget(name) for name in _split(budget)]
+    session.require_available(_split(subjects))
+    with _counting(console) as watch:
+        swept = sweeping.sweep(resolve(_split(subjects)), session.locate(model), budgets, max_side, samples, watch)
+    deviations = sweeping.explained(swept, model)
+    _writable(lambda: sweeping.keep(swept, deviations, out), str(out))
+    show.sweep(console, swept, deviations, out)
+    _write_document(json_file, sweeping.document(swept, deviations))
+    raise typer.Exit(1 if (deviations == "").any() or len(swept.audio) else 0)
+
+
+def _budget(text: str) -> int:
+    return int(_one_of("--budget", text, tuple(map(str, SOFT_TOKEN_BUDGETS))))
+
+
+@contextmanager
+def _counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar of calls, a task for each subject."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def watch(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=done, total=total)
+
+        yield watch
+
+
 @app.command("doctor")
 def doctor_command() -> None:
     """Say which subjects run here, and why the others do not. Starts every engine."""
@@ -241,13 +299,13 @@ def doctor_command() -> None:
 @zoo_app.command("list")
 def zoo_list() -> None:
     """Say what each tiny checkpoint is."""
-    show.zoo(Console(), [describe(name) for name in NAMES])
+    show.zoo(Console(), [describe(name) for name in (*NAMES, *FEATURE_NAMES)])
 
 
 @zoo_app.command("build")
 def zoo_build() -> None:
     """Build what is missing or of another recipe, and print where."""
-    for name in NAMES:
+    for name in (*NAMES, *FEATURE_NAMES):
         print(session.locate(name))
 
 

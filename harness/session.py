@@ -24,7 +24,7 @@ from harness.media import thumbnail
 from harness.schema import SCHEMA_VERSION, Capsule, Case, Finding, Property
 from harness.store import RunStore, locked, read_capsule, validated, write_json
 from harness.strategies import aims, shares, stratified
-from harness.zoo import NAMES, ensure
+from harness.zoo import FEATURE_NAMES, NAMES, ensure
 
 ZOO = Path(".harness/zoo")
 DEFAULT_SUBJECTS = ("hf", "vllm", "native")
@@ -66,11 +66,12 @@ def locate(model: str) -> Path:
     Raises:
         UserError: neither.
     """
-    if model in NAMES:
+    if model in (*NAMES, *FEATURE_NAMES):
         return ensure(model, ZOO)
     directory = Path(model)
     if not directory.is_dir():
-        raise UserError(f"{model} is neither a zoo model nor a directory; zoo models: {', '.join(NAMES)}")
+        known = ", ".join((*NAMES, *FEATURE_NAMES))
+        raise UserError(f"{model} is neither a zoo model nor a directory; zoo models: {known}")
     return Checkpoint.open(directory).path
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +15,7 @@ from harness.deviations import Deviation
 from harness.doctor import Examined, Verified
 from harness.schema import PROPERTIES
 from harness.session import Replayed
+from harness.sweep import Swept
 from reports.frames import VERDICTS, Frames, agreement
 
 _MARKS = dict(zip(VERDICTS, ("[green]{} agree[/]", "[red]{} differ[/]", "[dim]{} n/c[/]"), strict=True))
@@ -135,3 +137,29 @@ def deviations(console: Console, known: Sequence[Deviation]) -> None:
         words = (entry.name, ", ".join(entry.signatures), ", ".join(entry.models), versions, entry.cause, entry.link)
         table.add_row(*map(escape, words))
     console.print(table)
+
+
+_ROWS = 20
+
+
+def sweep(console: Console, swept: Swept, deviations: pd.Series[str], out: Path) -> None:
+    """The smallest disagreements, and totals; the rest is in the files."""
+    images = swept.images.assign(deviation=deviations)
+    smallest = (
+        images.assign(area=images["width_px"] * images["height_px"]).nsmallest(_ROWS, "area").drop(columns="area")
+    )
+    for title, frame in (("Images", smallest), ("Recordings", swept.audio.head(_ROWS))):
+        if len(frame):
+            table = _table(f"{title} on which subjects part: the smallest {len(frame)}", *map(str, frame.columns))
+            for row in frame.itertuples(index=False):
+                table.add_row(*(escape(str(value)) for value in row))
+            console.print(table)
+    rates = ", ".join(f"{name} {rate:,.0f} calls/s" for name, rate in swept.calls_per_s.items())
+    console.print(
+        f"{swept.compared:,} counts compared in {swept.wall_s:.1f} s ({rates} and process); "
+        f"[bold]{len(images):,} images[/] and {len(swept.audio):,} recordings on which subjects part, "
+        f"{int((deviations == '').sum()):,} of the images by no known deviation"
+    )
+    sensitive = ", ".join(f"{count:,} at budget {budget}" for budget, count in swept.sensitive.items())
+    console.print(f"the reference rule alone loses tokens to rounding: {sensitive}", style="dim")
+    console.print(str(out), soft_wrap=True)

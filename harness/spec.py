@@ -14,6 +14,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 SOFT_TOKEN_BUDGETS = (70, 140, 280, 560, 1120)
 PATCH_PX = 16
 POOLING = 3
@@ -63,6 +66,27 @@ def _lift_degenerate(columns: int, rows: int, width_px: int, height_px: int, bud
     return columns, rows
 
 
+Counts = npt.NDArray[np.int64]
+
+
+def soft_token_rows(widths_px: Counts, heights_px: Counts, max_soft_tokens: int) -> tuple[Counts, Counts]:
+    """Both answers, (reference, contract), for whole arrays of sizes; the same operations in the same order."""
+    wide, high, target_px = widths_px, heights_px, max_soft_tokens * SIDE_PX**2
+    factor = np.sqrt(target_px / (high * wide))
+    reference = np.floor(factor * wide / SIDE_PX).astype(int), np.floor(factor * high / SIDE_PX).astype(int)
+    # Exact: a float64 root of a whole number below 2^52 cannot be rounded up to the next whole number.
+    contract = np.sqrt(max_soft_tokens * wide // high).astype(int), np.sqrt(max_soft_tokens * high // wide).astype(int)
+    lifted = [
+        np.where(
+            rows == 0,
+            np.minimum(wide // high, max_soft_tokens),
+            np.where(columns == 0, np.minimum(high // wide, max_soft_tokens), columns * rows),
+        )
+        for columns, rows in (reference, contract)
+    ]
+    return lifted[0], lifted[1]
+
+
 @dataclass(frozen=True)
 class SoftTokens:
     """Both right answers for one image."""
@@ -90,20 +114,127 @@ def soft_tokens(width_px: int, height_px: int, max_soft_tokens: int) -> SoftToke
     return SoftTokens(math.prod(reference_grid(*sides)), math.prod(contract_grid(*sides)))
 
 
+AUDIO_RATE_HZ = 16_000
+AUDIO_MAX_SAMPLES = 30 * AUDIO_RATE_HZ
+VIDEO_FRAMES = 32
+"""How many frames of a whole video are shown."""
+
+VIDEO_BUDGET = 70
+DEFAULT_FPS = 24
+
+
+def audio_tokens(samples: int) -> int:
+    """Soft tokens of a recording in E2B and E4B: 10 ms frames that have a sample behind them, halved twice, rounded up.
+
+    Source: `Gemma4AudioFeatureExtractor` of transformers 5.19.0: the wave is cut at 30 s, 160 zeros go in front, frame
+    i counts if sample 160 i + 320 of that is real, and of the mask every second entry is kept, twice.
+    """
+    frames = max(0, min(samples, AUDIO_MAX_SAMPLES) - 1) // 160
+    return -(-frames // 4)
+
+
+def waveform_tokens(samples: int) -> int:
+    """Soft tokens of a recording in the 12B: one for each 640 samples begun, 40 ms, without a limit."""
+    return -(-samples // 640)
+
+
+def shown_frames(frames: int, indices: Sequence[int] | None) -> list[int]:
+    """Numbers of the frames of a video that are shown: those given, or 32 at even steps, floor(i * total / 32).
+
+    Raises:
+        ValueError: a whole video of fewer than 32 frames, which the reference refuses too.
+    """
+    if indices is not None:
+        return list(indices)
+    if frames < VIDEO_FRAMES:
+        raise ValueError(f"a video of {frames} frames is too short to take {VIDEO_FRAMES} from")
+    return [index * frames // VIDEO_FRAMES for index in range(VIDEO_FRAMES)]
+
+
+def timestamp(index: int, fps: float | None) -> str:
+    """The time of a frame as mm:ss, rounded down; without a rate, 24 frames a second."""
+    seconds = int(index / (fps or DEFAULT_FPS))
+    return f"{seconds // 60:02d}:{seconds % 60:02d}"
+
+
 @dataclass(frozen=True)
 class MediaTokens:
-    """The token ids that frame and fill an image, read from a checkpoint's config.json."""
+    """The token ids that frame and fill media, read from a checkpoint's config.json."""
 
     boi: int
     image: int
     eoi: int
+    boa: int = -1
+    audio: int = -1
+    eoa: int = -1
+    video: int = -1
+
+    def of(self, medium: str) -> int:
+        """The soft token of a medium."""
+        return {"image": self.image, "audio": self.audio, "video": self.video}[medium]
 
 
-def placeholder_runs(token_ids: Sequence[int], tokens: MediaTokens) -> list[tuple[int, int]]:
-    """(start, length) of each image's placeholders: maximal runs of the image token, in prompt order."""
+@dataclass(frozen=True)
+class LayerRule:
+    """What decides whom a decoder layer's queries see.
+
+    `window` is the number of keys up to and with the query's own, None in a full layer; `blocks` says that an image or
+    a frame sees itself in both directions; `silent` that the layer's attention adds nothing; `donor` is the layer
+    whose keys and values it reads, its own number where it has its own.
+    """
+
+    window: int | None
+    blocks: bool
+    silent: bool
+    donor: int
+
+
+def visible(blocks: npt.NDArray[np.int64], rule: LayerRule) -> npt.NDArray[np.bool_]:
+    """(T, T), entry [q, k]: query q sees key k. `blocks` (T,) numbers the image or frame of a soft token, else 0.
+
+    Full layers are causal; sliding layers see (causal or the same block) and no key older than the window.
+    Source: the published reference (google-deepmind/gemma), transformers 5.17 to 5.19 for the models with a tower,
+    vLLM's `mm_prefix_clamp_sliding_window`;
+    """
+    query, key = np.arange(len(blocks))[:, None], np.arange(len(blocks))[None, :]
+    seen: npt.NDArray[np.bool_] = np.array(key <= query, dtype=np.bool_)
+    if rule.window is None:
+        return seen
+    if rule.blocks:
+        seen |= (blocks[:, None] == blocks[None, :]) & (blocks[:, None] > 0)
+    seen &= key > query - rule.window
+    return seen
+
+
+def reached(position: int, blocks: npt.NDArray[np.int64], layers: Sequence[LayerRule]) -> npt.NDArray[np.bool_]:
+    """(T,): the positions whose final hidden state depends on what enters the decoder at `position`."""
+    now: npt.NDArray[np.bool_] = np.equal(np.arange(len(blocks)), position)
+    before = []
+    for rule in layers:
+        before.append(now)
+        if not rule.silent:
+            now = np.logical_or(now, (visible(blocks, rule) & before[rule.donor]).any(axis=1))
+    return now
+
+
+def block_numbers(token_ids: Sequence[int], tokens: MediaTokens) -> npt.NDArray[np.int64]:
+    """(T,): 1, 2, ... for the soft tokens of each image and each video frame in prompt order; 0 for all else."""
+    ids = np.asarray(token_ids)
+    soft = np.isin(ids, (tokens.image, tokens.video))
+    starts = soft & np.diff(ids, prepend=-1).astype(bool)
+    numbers: npt.NDArray[np.int64] = np.cumsum(starts) * soft
+    return numbers
+
+
+def placeholder_runs(token_ids: Sequence[int], tokens: MediaTokens, medium: str = "image") -> list[tuple[int, int]]:
+    """(start, length) of each item's placeholders: maximal runs of the medium's token, in prompt order.
+
+    A video is as many runs as it has frames.
+    """
+    wanted = tokens.of(medium)
     runs: list[tuple[int, int]] = []
     for position, token in enumerate(token_ids):
-        if token != tokens.image:
+        if token != wanted:
             continue
         if runs and sum(runs[-1]) == position:
             runs[-1] = (runs[-1][0], runs[-1][1] + 1)

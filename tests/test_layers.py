@@ -16,14 +16,14 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"schema", "errors"}),
     frozenset({"spec", "media", "render", "checkpoint", "zoo", "store"}),
     frozenset({"strategies", "engines", "comparators", "environments", "deviations", "records"}),
-    frozenset({"worker", "pool", "campaign", "session", "doctor"}),
+    frozenset({"worker", "pool", "campaign", "session", "doctor", "sweep"}),
     frozenset({"cli", "show", "suite", "__main__"}),
 )
 """Layer 0 first; a module belongs to the layer of its first name below `harness`."""
 
 TOP = len(LAYERS) - 1
 ISLAND = "harness.native"
-ADAPTERS = frozenset(f"harness.engines.{name}" for name in ("hf", "vllm", "native"))
+ADAPTERS = frozenset(f"harness.engines.{name}" for name in ("hf", "vllm", "native", "counting"))
 ENGINE_PACKAGES = frozenset({"transformers", "vllm"})
 REPORTS_MAY_IMPORT = frozenset({"harness", "harness.store", "harness.schema", "harness.errors"})
 WORKER_MAY_IMPORT = frozenset({"numpy", "safetensors"})
@@ -86,7 +86,7 @@ def _reasons(module: str, name: str) -> Iterator[str]:
         yield "an adapter is imported by name in its worker only"
     if top in ENGINE_PACKAGES and module not in ADAPTERS:
         yield "only adapters import an engine"
-    if _within(name, ISLAND) and not _within(module, ISLAND) and module != "harness.engines.native":
+    if _within(name, ISLAND) and not _within(module, ISLAND) and module not in ADAPTERS:
         yield "only its adapter imports the native implementation"
     if _within(module, ISLAND) and top in ("harness", "reports") and not _within(name, ISLAND):
         yield "the native implementation is an island"

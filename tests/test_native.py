@@ -6,164 +6,73 @@ import ast
 import json
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.models.gemma4_unified import modeling_gemma4_unified as unified
 
 import harness.native
-from harness.native import Gemma4, Prepared, Recorder
+from harness.native import Gemma4, Recorder
 from harness.native import model as native_model
 from harness.native.config import FULL, SLIDING, read_config
 from harness.native.masks import Spans, causal, image_blocks, layer_spans, sliding
 from harness.zoo import ensure
+from tests.side_by_side import (
+    TOWERS,
+    VARIANTS,
+    ZOO,
+    Rivals,
+    Sample,
+    hf_inputs,
+    hf_logits,
+    kl_nats,
+    load_native,
+    load_rivals,
+    prepare,
+    relative_error,
+)
 
-ZOO = Path(__file__).parents[1] / ".harness" / "zoo"
-VARIANTS = ("tiny-e2b", "tiny-e4b", "tiny-26b-a4b", "tiny-31b", "tiny-12b")
 KL_LIMIT_NATS = 1e-6
 FEATURE_LIMIT = 1e-5
-HF_MODEL: Any = AutoModelForImageTextToText
-HF_PROCESSOR: Any = AutoProcessor
 LONG = "<bos>Text that is longer than the window of every tiny checkpoint, said more than once. " * 3
 
 
-@dataclass(frozen=True)
-class Case:
-    """One prompt with images of the given (height, width) in pixels."""
-
-    name: str
-    prompt: str
-    sizes_px: tuple[tuple[int, int], ...] = ()
-    max_soft_tokens: int = 70
-
-    def images(self) -> list[np.ndarray]:
-        """The images, always the same."""
-        rng = np.random.default_rng(7)
-        return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in self.sizes_px]
+def random_images(*sizes_px: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """Images of the given (height, width), always the same."""
+    rng = np.random.default_rng(7)
+    return tuple(rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes_px)
 
 
-CASES = (
-    Case("text", LONG),
-    Case("image", "<bos>before <|image|> and after", ((200, 300),)),
-    Case("adjacent", "<|image|><|image|>x<|image|>", ((64, 64), (100, 50), (30, 400))),
-    Case("extreme", "<bos><|image|> hm <|image|>", ((3, 900), (900, 3))),
-    Case("large", "<bos>q <|image|> end of it", ((480, 640),), 280),
-)
-IMAGE = CASES[1]
-
-
-@dataclass(frozen=True)
-class Rivals:
-    """A checkpoint in both implementations, float32."""
-
-    name: str
-    ours: Gemma4
-    theirs: Any
-    processor: Any
+TEXT = Sample(LONG)
+IMAGE = Sample("<bos>before <|image|> and after", random_images((200, 300)))
+ADJACENT = Sample("<|image|><|image|>x<|image|>", random_images((64, 64), (100, 50), (30, 400)))
 
 
 @pytest.fixture(name="rivals", scope="module", params=VARIANTS)
 def _rivals(request: pytest.FixtureRequest) -> Rivals:
-    path = ensure(request.param, ZOO)
-    theirs = HF_MODEL.from_pretrained(path, dtype=torch.float32).eval()
-    ours = Gemma4.load(path, dtype=torch.float32)
-    return Rivals(request.param, ours, theirs, HF_PROCESSOR.from_pretrained(path))
+    return load_rivals(request.param)
 
 
-def prepare(model: Gemma4, case: Case) -> Prepared:
-    """The native input of a case."""
-    return model.prepare(case.prompt, case.images(), max_soft_tokens=case.max_soft_tokens)
-
-
-def run(model: Gemma4, case: Case) -> Tensor:
-    """Native logits (T, V) of a case."""
-    return model.logits(model.forward(prepare(model, case)))
-
-
-def hf_inputs(rivals: Rivals, case: Case) -> dict[str, Any]:
-    """The reference's input of a case."""
-    images = [Image.fromarray(image) for image in case.images()]
-    extra = {"images": images, "max_soft_tokens": case.max_soft_tokens} if images else {}
-    inputs = dict(rivals.processor(text=case.prompt, return_tensors="pt", **extra))
-    inputs.pop("num_soft_tokens_per_image", None)
-    return inputs
-
-
-def intended_masks(rivals: Rivals, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs, with the masks of a helper that the reference has for the 12B but does not use."""
-    blocks = unified.get_block_sequence_ids_for_mask(inputs["mm_token_type_ids"], torch.device("cpu"))
-    masks = unified.create_masks_for_vision_model(
-        config=rivals.theirs.config.get_text_config(),
-        inputs_embeds=rivals.theirs.get_input_embeddings()(inputs["input_ids"]),
-        attention_mask=inputs["attention_mask"],
-        past_key_values=None,
-        position_ids=None,
-        block_sequence_ids=blocks,
-    )
-    return {**inputs, "attention_mask": masks}
-
-
-@torch.no_grad()
-def hf_logits(rivals: Rivals, inputs: dict[str, Any]) -> Tensor:
-    """Reference logits (T, V)."""
-    logits: Tensor = rivals.theirs(**inputs).logits[0]
-    return logits
-
-
-def kl_nats(reference: Tensor, candidate: Tensor) -> Tensor:
-    """KL(reference || candidate) in nats per position, summed in float64: 2 of (T, V) -> (T,)."""
-    ours, theirs = reference.double().log_softmax(-1), candidate.double().log_softmax(-1)
-    return (ours.exp() * (ours - theirs)).sum(-1)
-
-
-def relative_error(reference: Tensor, candidate: Tensor) -> float:
-    """Norm of the difference over the norm of the reference."""
-    return float((reference.double() - candidate.double()).norm() / reference.double().norm())
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_distributions_agree_with_the_reference(rivals: Rivals, case: Case) -> None:
-    """Token ids are identical and every next-token distribution is within 1e-6 nats of the reference's."""
-    inputs = hf_inputs(rivals, case)
-    assert prepare(rivals.ours, case).token_ids.tolist() == inputs["input_ids"][0].tolist()
-    if rivals.name == "tiny-12b":
-        inputs = intended_masks(rivals, inputs)
-    assert kl_nats(hf_logits(rivals, inputs), run(rivals.ours, case)).max() <= KL_LIMIT_NATS
+def run(model: Gemma4, sample: Sample) -> Tensor:
+    """Native logits (T, V) of a sample."""
+    return model.logits(model.forward(prepare(model, sample)))
 
 
 def test_hidden_states_agree_with_the_reference(rivals: Rivals) -> None:
     """Final hidden states are what the reference feeds to its output head."""
-    inputs = hf_inputs(rivals, CASES[0])
+    inputs = hf_inputs(rivals.processor, TEXT)
     with torch.no_grad():
         theirs = rivals.theirs.model(**inputs).last_hidden_state[0]
-    assert relative_error(theirs, rivals.ours.forward(prepare(rivals.ours, CASES[0]))) <= FEATURE_LIMIT
+    assert relative_error(theirs, rivals.ours.forward(prepare(rivals.ours, TEXT))) <= FEATURE_LIMIT
 
 
-@pytest.mark.parametrize("case", CASES[2:4], ids=lambda case: case.name)
-def test_image_features_agree_with_the_reference(rivals: Rivals, case: Case) -> None:
-    """The rows of images run one by one are within 1e-5 of those of the reference's padded batch."""
-    inputs, tap = hf_inputs(rivals, case), Recorder()
-    rivals.ours.forward(prepare(rivals.ours, case), tap=tap)
-    with torch.no_grad():
-        output = rivals.theirs.model.get_image_features(inputs["pixel_values"], inputs["image_position_ids"])
-    theirs = torch.cat(tuple(output.pooler_output))
-    ours = torch.cat([tap.tensors[f"mm_features.{number}"] for number in range(len(case.sizes_px))])
-    assert theirs.shape == ours.shape
-    assert relative_error(theirs, ours) <= FEATURE_LIMIT
-
-
-@pytest.mark.parametrize("rivals", ["tiny-e2b", "tiny-e4b"], indirect=True)
+@pytest.mark.parametrize("rivals", TOWERS, indirect=True)
 def test_per_layer_embeddings_agree_with_the_reference(rivals: Rivals) -> None:
     """The tables of the small models agree in scale too, which the norm after them hides from the logits."""
-    ids = prepare(rivals.ours, CASES[0]).token_ids
+    ids = prepare(rivals.ours, TEXT).token_ids
     ours, theirs = rivals.ours.network.decoder, rivals.theirs.model.language_model
     assert ours.token_tables is not None
     with torch.no_grad():
@@ -172,18 +81,10 @@ def test_per_layer_embeddings_agree_with_the_reference(rivals: Rivals) -> None:
         assert relative_error(expected[0], ours.token_tables(ids, ours.embed(ids))) <= FEATURE_LIMIT
 
 
-def test_float32_agrees_with_float64(rivals: Rivals) -> None:
-    """Rounding to float32 moves no distribution by more than 1e-6 nats."""
-    exact = Gemma4.load(ensure(rivals.name, ZOO), dtype=torch.float64)
-    anchor = run(exact, IMAGE)
-    assert anchor.dtype == torch.float64
-    assert kl_nats(anchor, run(rivals.ours, IMAGE)).max() <= KL_LIMIT_NATS
-
-
 @pytest.mark.parametrize(("dtype", "limit_nats"), [(torch.bfloat16, 0.03), (torch.float16, 1e-3)])
 def test_half_precision_is_close_at_most_positions(rivals: Rivals, dtype: torch.dtype, limit_nats: float) -> None:
     """Half precision is finite and near float32 in the median; rounding may change a token's experts."""
-    rounded = run(Gemma4.load(ensure(rivals.name, ZOO), dtype=dtype), IMAGE)
+    rounded = run(load_native(rivals.name, dtype), IMAGE)
     assert rounded.dtype == dtype
     assert rounded.isfinite().all()
     assert KL_LIMIT_NATS < kl_nats(run(rivals.ours, IMAGE), rounded).median() < limit_nats
@@ -228,7 +129,7 @@ def test_the_reference_opens_image_blocks_everywhere_in_the_12b(
     rivals: Rivals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference's 12B opens image blocks in all layers, past the window too; if it stops, delete this."""
-    theirs = hf_logits(rivals, hf_inputs(rivals, IMAGE))
+    theirs = hf_logits(rivals, hf_inputs(rivals.processor, IMAGE))
     assert kl_nats(theirs, run(rivals.ours, IMAGE)).max() > 1e3 * KL_LIMIT_NATS
     monkeypatch.setattr(native_model, "layer_spans", opened_everywhere)
     assert kl_nats(theirs, run(rivals.ours, IMAGE)).max() <= KL_LIMIT_NATS
@@ -266,8 +167,8 @@ def test_full_layers_and_small_models_are_causal() -> None:
 
 def test_tap_sees_every_stage(rivals: Rivals) -> None:
     """A tap is shown pixels, positions, image rows, merged embeddings, each layer and the final states."""
-    tap, case = Recorder(), CASES[2]
-    prepared = prepare(rivals.ours, case)
+    tap = Recorder()
+    prepared = prepare(rivals.ours, ADJACENT)
     hidden = rivals.ours.forward(prepared, tap=tap)
     layers = [f"layer.{index}" for index in range(len(rivals.ours.config.text.layers))]
     features = [f"mm_features.{number}" for number in range(3)]

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, product
 from typing import TypeVar, get_args
 
 import pytest
@@ -379,11 +379,13 @@ def test_hardly_anything_is_filtered_away() -> None:
 
 
 def test_shares_are_proportional_and_whole() -> None:
-    """Shares add up to the count, differ from proportion by less than one, and ties go to the first."""
-    split = shares(100, {"a": 3, "b": 3, "c": 1})
-    assert sum(split.values()) == 100
-    assert split == {"a": 43, "b": 43, "c": 14}
-    assert shares(2, {"a": 1, "b": 1, "c": 1}) == {"a": 1, "b": 1, "c": 0}
+    """Shares add up to the count and differ from proportion by less than one; another start serves another key."""
+    weights = {"a": 3, "b": 3, "c": 1}
+    for count, start in product(range(40), (0.0, 0.25, 0.5, 0.99)):
+        split = shares(count, weights, start)
+        assert sum(split.values()) == count
+        assert all(abs(split[key] - count * weight / 7) < 1 for key, weight in weights.items())
+    assert {key for start in (0.0, 0.9) for key, share in shares(1, weights, start).items() if share} == {"a", "c"}
 
 
 def test_a_run_of_all_properties_is_a_mix() -> None:

@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import combinations
 
-from harness.comparators import counts, features, kl, logprobs, outcomes, probes, prompts
+from harness.comparators import (
+    counts,
+    features,
+    kl,
+    logprobs,
+    outcomes,
+    precision,
+    probes,
+    prompts,
+    sequences,
+    start_up,
+)
 from harness.comparators.base import Comparison, Context, Limits, Side, load_side
 from harness.schema import PROBES, Case, Property, Verdict
 
@@ -32,15 +43,31 @@ def compare(case: Case, observed: Sequence[Side], context: Context, properties: 
         comparison.verdicts += [logprobs.check(side, context) for side in sides]
         kl.compare(ran, context, comparison)
     if case.probe is not None and PROBES[case.probe.kind] in properties:
-        plain = {side.name: side for side in sides}
-        for probed in (side for side in observed if side.observation.probe):
-            comparison.verdicts += probes.check(case, plain[probed.name], probed, context)
+        comparison.verdicts += _compare_probe(case, sides, [s for s in observed if s.observation.probe], context)
+    if "P10" in properties:
+        comparison.verdicts += [verdict for side in sides for verdict in sequences.check_video(case, side, context)]
+    if "P11" in properties:
+        comparison.verdicts += [verdict for side in sides for verdict in sequences.check_audio(case, side, context)]
+    if "P12" in properties and case.dtype:
+        comparison.verdicts += [verdict for side in sides for verdict in precision.check(side)]
     for left, right in combinations(sides, 2):
         comparison.verdicts += _compare_pair(case, left, right, context, properties)
     return comparison
 
 
-_PAIR_STAGES: tuple[tuple[Property, str], ...] = (("P1", "prompt_ids"), ("P6", "hidden"), ("P7", "mm_features"))
+def _compare_probe(case: Case, sides: Sequence[Side], probed: Sequence[Side], context: Context) -> list[Verdict]:
+    plain = {side.name: side for side in sides}
+    assert case.probe is not None
+    if case.probe.kind == "tensor":
+        return list(start_up.check_tensor(plain, probed))
+    return [verdict for side in probed for verdict in probes.check(case, plain[side.name], side, context)]
+
+
+_PAIR_STAGES: tuple[tuple[Property, str], ...] = (
+    ("P1", "prompt_ids"),
+    ("P6", "hidden"),
+    *((prop, stages[-1]) for prop, stages in features.STAGES.items()),
+)
 
 
 def _compare_pair(
@@ -51,11 +78,13 @@ def _compare_pair(
     absent = [f"{s.name} {s.observation.outcome}" for s in (left, right) if s.observation.outcome != "ok"]
     if absent:
         reason = ", ".join(absent)
-        stages = [entry for entry in _PAIR_STAGES if entry[0] in properties and (case.images or entry[0] != "P7")]
+        asked = [entry for entry in _PAIR_STAGES if entry[0] in properties]
+        stages = [e for e in asked if e[0] not in features.STAGES or features.media_of(case, e[0])]
         return [Verdict(*stage, *pair, "not comparable", reason=reason) for stage in stages]
     verdicts: list[Verdict] = []
     if "P1" in properties:
         verdicts += prompts.compare(left, right, context) + counts.compare(case, left, right)
-    if "P7" in properties:
-        verdicts += features.compare(case, left, right, context)
+    for prop in features.STAGES:
+        if prop in properties:
+            verdicts += features.compare(case, left, right, context, prop)
     return verdicts

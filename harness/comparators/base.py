@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from harness.schema import Observation, Property, Verdict
-from harness.spec import MediaTokens
+from harness.spec import LayerRule, MediaTokens
 
 if TYPE_CHECKING:
     from harness.comparators.kl import Divergence, OutputHead
@@ -48,6 +48,8 @@ class Limits:
     logprob_nats: float
     feature_relative: float
     pixel_absolute: float
+    audio_absolute: float = 0.002
+    """Of log-mel frames: a window in float32 alone moves the logarithm of a quiet bin by 4e-4."""
 
     @classmethod
     def of(cls, dtype: str) -> Limits:
@@ -70,6 +72,10 @@ class Context:
     tokens: MediaTokens
     head: OutputHead
     limits: Limits
+    layers: tuple[LayerRule, ...] = ()
+    unified: bool = False
+    read: Callable[[Sequence[int]], str] = str
+    """Token ids -> the text that they stand for."""
 
 
 @dataclass

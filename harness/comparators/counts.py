@@ -18,7 +18,7 @@ def check(case: Case, side: Side, context: Context) -> list[Verdict]:
     images = len(case.images)
     ids = side.arrays["prompt_ids"].tolist()
     placeholders = [length for _, length in placeholder_runs(ids, context.tokens)]
-    counted = side.observation.counts
+    counted = [count for count in side.observation.counts if count.medium == "image"]
     rows = [count.feature_rows for count in counted]
     pair = side.name, side.name
     if not len(placeholders) == len(counted) == images:
@@ -55,7 +55,9 @@ def check_rounding(case: Case) -> list[Verdict]:
 def compare(case: Case, left: Side, right: Side) -> list[Verdict]:
     """Predicted counts of two subjects, at stage `counts` of P1."""
     pair = left.name, right.name
-    predicted = [[count.predicted for count in side.observation.counts] for side in (left, right)]
+    predicted = [
+        [count.predicted for count in side.observation.counts if count.medium == "image"] for side in (left, right)
+    ]
     if len(predicted[0]) != len(predicted[1]):
         excess = abs(len(predicted[0]) - len(predicted[1]))
         return [judge("P1", "counts", pair, excess, 0, "images", f"counted {predicted[0]} and {predicted[1]}")]

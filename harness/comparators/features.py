@@ -1,9 +1,12 @@
-"""P7: what the vision front end makes of each image, stage by stage.
+"""P7, P10, P11: what the front ends make of each image, video and recording, stage by stage.
 
 `pixels` and `positions` come from resizing and patching: the largest absolute difference. Positions, in patches,
 must be identical; pixels, in [0, 1], too, but for rounding to a reduced compute type. `mm_features` are the rows
 that enter the language model: the largest relative error of a row, ||left - right|| / ||left|| in the Euclidean
 norm. Row 0 of each image has a verdict of its own (`mm_features.first`), because padding that leaks lands there.
+
+A video has `video_pixels`, `video_positions` and `video_features` of all its frames; a recording has `audio_input`, the
+frames that enter the network, and `audio_features`.
 """
 
 from __future__ import annotations
@@ -13,32 +16,58 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from harness.comparators.base import Array, Context, Limits, Side, judge
-from harness.schema import Case, Verdict
+from harness.schema import Case, Property, Verdict
 
-_INPUT_STAGES = {"pixels": "of [0, 1]", "positions": "patches"}
+STAGES: dict[Property, tuple[str, ...]] = {
+    "P7": ("pixels", "positions", "mm_features"),
+    "P10": ("video_pixels", "video_positions", "video_features"),
+    "P11": ("audio_input", "audio_features"),
+}
+"""Stages by property, in the order of the computation; the last one of each is the rows for the decoder."""
+
+_INPUT_UNITS = {
+    "pixels": "of [0, 1]",
+    "positions": "patches",
+    "video_pixels": "of [0, 1]",
+    "video_positions": "patches",
+    "audio_input": "natural log or amplitude",
+}
 
 
-def compare(case: Case, left: Side, right: Side, context: Context) -> list[Verdict]:
-    """Verdicts at `pixels`, `positions`, `mm_features.first` and `mm_features`; none without an image."""
-    return list(_verdicts(len(case.images), left, right, context.limits)) if case.images else []
+def media_of(case: Case, prop: Property) -> int:
+    """How many items of the medium that a property is about a case has."""
+    return len({"P7": case.images, "P10": case.videos, "P11": case.audios}[prop])
 
 
-def _verdicts(images: int, left: Side, right: Side, limits: Limits) -> Iterator[Verdict]:
+def compare(case: Case, left: Side, right: Side, context: Context, prop: Property = "P7") -> list[Verdict]:
+    """Verdicts at each of the property's stages, and at `mm_features.first`; none without such a medium."""
+    items = media_of(case, prop)
+    return list(_verdicts(prop, items, left, right, context.limits)) if items else []
+
+
+def _verdicts(prop: Property, items: int, left: Side, right: Side, limits: Limits) -> Iterator[Verdict]:
     pair = left.name, right.name
-    for stage in (*_INPUT_STAGES, "mm_features"):
-        paired = _paired(stage, images, left, right)
+    for stage in STAGES[prop]:
+        paired = _paired(stage, items, left, right)
         if isinstance(paired, str):
-            yield Verdict("P7", stage, *pair, "differ", reason=paired)
-        elif stage in _INPUT_STAGES:
+            yield Verdict(prop, stage, *pair, "differ", reason=paired)
+        elif stage in _INPUT_UNITS:
             # Equal is the rule, and ten times quicker to see than a difference is to measure.
             worst = _worst([np.abs(a.astype(np.float64) - b) for a, b in paired if not np.array_equal(a, b)])
-            limit = limits.pixel_absolute if stage == "pixels" else 0.0
-            yield judge("P7", stage, pair, worst, limit, _INPUT_STAGES[stage])
+            yield judge(prop, stage, pair, worst, input_limit(stage, limits), _INPUT_UNITS[stage])
         else:
             errors = [relative_row_errors(a, b) for a, b in paired]
             limit, unit = limits.feature_relative, "relative error"
-            yield judge("P7", "mm_features.first", pair, _worst([e[:1] for e in errors]), limit, unit)
-            yield judge("P7", stage, pair, _worst(errors), limit, unit)
+            if prop == "P7":
+                yield judge(prop, "mm_features.first", pair, _worst([e[:1] for e in errors]), limit, unit)
+            yield judge(prop, stage, pair, _worst(errors), limit, unit)
+
+
+def input_limit(stage: str, limits: Limits) -> float:
+    """The largest absolute difference of an input stage that counts as agreement."""
+    if stage == "audio_input":
+        return limits.audio_absolute
+    return limits.pixel_absolute if stage.endswith("pixels") else 0.0
 
 
 def _worst(arrays: Sequence[Array]) -> float:
@@ -46,9 +75,9 @@ def _worst(arrays: Sequence[Array]) -> float:
     return float(np.max([0.0, *(array.max(initial=0.0) for array in arrays)]))
 
 
-def _paired(stage: str, images: int, left: Side, right: Side) -> list[tuple[Array, Array]] | str:
-    """The arrays of both sides image by image, or how their shapes or their number part."""
-    keys = [f"{stage}.{index}" for index in range(images)]
+def _paired(stage: str, items: int, left: Side, right: Side) -> list[tuple[Array, Array]] | str:
+    """The arrays of both sides item by item, or how their shapes or their number part."""
+    keys = [f"{stage}.{index}" for index in range(items)]
     absent = [f"{side.name} has no {key}" for key in keys for side in (left, right) if key not in side.arrays]
     if absent:
         return ", ".join(absent)

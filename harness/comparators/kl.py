@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.comparators.base import Array, Comparison, Context, Side, judge
+from harness.comparators.base import Array, Comparison, Context, Limits, Side, judge
+from harness.comparators.features import input_limit
 from harness.comparators.roles import token_roles
 from harness.schema import Verdict
 
@@ -130,17 +131,21 @@ def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> 
         roles = token_roles(group[0].arrays["prompt_ids"].tolist(), context.tokens)
         found = diverge([side.arrays["hidden"] for side in group], context.head, roles)
         for (left, right), divergence in found.items():
-            if not _pixels_differ(group[left], group[right], context.limits.pixel_absolute):
+            if not _inputs_differ(group[left], group[right], context.limits):
                 comparison.divergences[group[left].name, group[right].name] = divergence
     comparison.verdicts += [_verdict(*pair, context, comparison) for pair in combinations(sides, 2)]
 
 
-def _pixels_differ(left: Side, right: Side, limit: float) -> bool:
-    """Whether some image entered the two models differently; a stage that one side lacks is for P7 to say."""
-    shared = [key for key in left.arrays if key.startswith("pixels.") and key in right.arrays]
-    pairs = [(left.arrays[key], right.arrays[key]) for key in shared]
-    # A NaN is a difference: no comparison with it is true.
-    return any(a.shape != b.shape or not bool((np.abs(a - b) <= limit).all()) for a, b in pairs)
+def _inputs_differ(left: Side, right: Side, limits: Limits) -> bool:
+    """Whether some medium entered the two models differently; that one side lacks a stage is not said here."""
+    for key in left.arrays.keys() & right.arrays.keys():
+        stage = key.partition(".")[0]
+        if stage in ("pixels", "video_pixels", "audio_input"):
+            a, b, limit = left.arrays[key], right.arrays[key], input_limit(stage, limits)
+            # A NaN is a difference: no comparison with it is true.
+            if a.shape != b.shape or not bool((np.abs(a - b) <= limit).all()):
+                return True
+    return False
 
 
 def _why_not(left: Side, right: Side) -> str:
@@ -149,7 +154,7 @@ def _why_not(left: Side, right: Side) -> str:
     shapes = left.arrays["hidden"].shape, right.arrays["hidden"].shape
     if shapes[0] != shapes[1] or shapes[0][0] != len(left.arrays["prompt_ids"]):
         return f"hidden states of shape {shapes[0]} and {shapes[1]}"
-    return "pixels differ"
+    return "media enter differently"
 
 
 def _verdict(left: Side, right: Side, context: Context, comparison: Comparison) -> Verdict:

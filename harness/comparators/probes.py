@@ -1,4 +1,4 @@
-"""P3, P4, P5, P8 and P9: a case's probe beside the plain run, within one subject.
+"""P3, P4, P5 and P9: a case's probe beside the plain run, within one subject.
 
 Unit: nats, the largest KL over the positions that both have, from the plain run to the probe; limit as in P6. The last
 positions of both are compared, because a run that finds a prefix in a cache gives hidden states of the rest only. Where
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from harness.comparators import visibility
 from harness.comparators.base import Array, Context, Side, judge
 from harness.comparators.kl import diverge
 from harness.schema import PROBES, Case, Verdict
@@ -32,6 +33,12 @@ def check(case: Case, plain: Side, probed: Side, context: Context) -> Iterator[V
         reason = f"{len(ids[0])} tokens plainly, {len(ids[1])} by probe {kind}"
         yield judge(prop, f"prompt_ids.{kind}", pair, differing, 0, "tokens", reason)
         return
+    if kind == "visibility":
+        yield from visibility.check(plain, probed, context)
+        return
+    if kind == "repeat" and all("processor_state" in side.arrays for side in (plain, probed)):
+        left_behind = float(not np.array_equal(plain.arrays["processor_state"], probed.arrays["processor_state"]))
+        yield judge(prop, "state.repeat", pair, left_behind, 0, "states", "processor or class defaults changed")
     measured, reason = largest_kl(plain.arrays["hidden"], probed.arrays["hidden"], context)
     yield judge(prop, kind, pair, measured, context.limits.kl_nats, "nats", reason)
 

@@ -12,7 +12,11 @@ AFTER_MEDIA_TOKENS = 8
 
 def token_roles(token_ids: Sequence[int], tokens: MediaTokens) -> tuple[str, ...]:
     """One of `ROLES` for each position; text before the first medium, or without any, is `text_before`."""
-    media = {tokens.boi: "boi", tokens.image: "soft", tokens.eoi: "eoi"}
+    media = {
+        tokens.boi: "boi", tokens.boa: "boi",
+        tokens.image: "soft", tokens.audio: "soft", tokens.video: "soft",
+        tokens.eoi: "eoi", tokens.eoa: "eoi",
+    }  # fmt: skip
     roles: list[str] = []
     since_media: int | None = None
     for token in token_ids:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -16,6 +17,9 @@ from harness.strategies.cases import aims, cases
 K = TypeVar("K")
 
 _STEP = 1_000_003
+_GOLDEN = 0.618_034
+"""Steps by this part of a whole fall evenly, so that over many models each property gets its share of few cases."""
+
 _ONE_TYPE = 8
 """Fewer cases than this of a model keep to one reduced type: engines load a checkpoint again for each."""
 
@@ -60,14 +64,19 @@ def _draw(strategy: SearchStrategy[Case], seed: int) -> Case:
     return examples[-1]
 
 
-def shares(count: int, weights: Mapping[K, int]) -> dict[K, int]:
-    """`count` split in proportion to the weights, by largest remainder."""
+def shares(count: int, weights: Mapping[K, int], start: float = 0.5) -> dict[K, int]:
+    """`count` split in proportion to the weights, each share off by less than one.
+
+    The shares are what `count` points catch that stand at even distances along the weights, the first of them at
+    `start` of a distance: with another start, another key gets what is left over.
+    """
     whole = sum(weights.values())
-    exact = {key: count * weight / whole for key, weight in weights.items()}
-    split = {key: int(quota) for key, quota in exact.items()}
-    by_remainder = sorted(exact, key=lambda key: split[key] - exact[key])
-    for key in by_remainder[: count - sum(split.values())]:
-        split[key] += 1
+    split, passed, caught = {}, 0, 0
+    for key, weight in weights.items():
+        passed += weight
+        before = caught
+        caught = min(count, math.ceil(count * passed / whole - start))
+        split[key] = caught - before
     return split
 
 
@@ -81,7 +90,7 @@ def stratified(model: str, properties: Collection[Property], *, count: int, seed
     if not weights:
         raise ValueError(f"none of {', '.join(properties)} applies to {model}")
     drawn: dict[str, Case] = {}
-    for number, (prop, share) in enumerate(shares(count, weights).items()):
+    for number, (prop, share) in enumerate(shares(count, weights, seed * _GOLDEN % 1).items()):
         strategy = cases(models=[model], properties=[prop])
         found = generate(strategy, count=share, seed=seed * len(weights) + number, known=drawn.keys())
         if prop == "P12" and share < _ONE_TYPE:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.schema import Property
-from harness.zoo import NAMES
-from harness.zoo.variants import config
+from harness.zoo import FEATURE_NAMES, NAMES
+from harness.zoo.catalog import config
+
+_ZOO = (*NAMES, *FEATURE_NAMES)
 
 
 @lru_cache
@@ -26,11 +28,11 @@ def abilities(model: str) -> frozenset[str]:
 
 
 def _config(model: str) -> tuple[dict[str, Any], bool]:
-    if model in NAMES:
+    if model in _ZOO:
         return config(model), True
     path = Path(model) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{model} is neither a zoo model nor a checkpoint directory; zoo models: {', '.join(NAMES)}")
+        raise ValueError(f"{model} is neither a zoo model nor a checkpoint directory; zoo models: {', '.join(_ZOO)}")
     return json.loads(path.read_text(encoding="utf-8")), (path.parent / "chat_template.jinja").is_file()
 
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the five published Gemma 4 variants, in the published file layout.
+"""Tiny random checkpoints of the five published Gemma 4 variants and of single features, in the published layout.
 
 `ensure(name, root)` gives a directory that an engine can be pointed at. Files are the same bytes wherever they are
 built.
@@ -11,16 +11,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
+from harness.zoo.catalog import FEATURE_NAMES, NAMES, config, is_silent, planted
 from harness.zoo.files import text_files
 from harness.zoo.tensors import Tensor, tensors
 from harness.zoo.values import value
-from harness.zoo.variants import CONFIGS, config
 
-__all__ = ["NAMES", "build", "describe", "ensure", "recipe_digest"]
+__all__ = ["FEATURE_NAMES", "NAMES", "build", "describe", "ensure", "recipe_digest"]
 
-NAMES: tuple[str, ...] = tuple(CONFIGS)
 RECIPE_FILE = "recipe.sha256"
 WEIGHTS_FILE = "model.safetensors"
 # Read on import: a process that runs on after an edit must record the code that it holds, not the code that is on disk
@@ -71,8 +71,18 @@ def describe(name: str) -> dict[str, Any]:
 def recipe_digest(name: str) -> str:
     """SHA-256, in hex, of all that decides a checkpoint: text files, tensor table, the code that makes the values."""
     parts = [f"{file}\0{text}" for file, text in sorted(text_files(name).items())]
-    parts += [repr(tensor) for tensor in _tensors(name)]
+    parts += [f"{tensor!r} {is_silent(name, tensor.name)} {planted(name, tensor.name)}" for tensor in _tensors(name)]
     return hashlib.sha256("\0".join([name, *parts, _VALUES_SOURCE]).encode()).hexdigest()
+
+
+def _value(name: str, tensor: Tensor) -> torch.Tensor:
+    drawn = value(name, tensor)
+    if is_silent(name, tensor.name):
+        return torch.zeros_like(drawn)
+    first = planted(name, tensor.name)
+    if first is not None:
+        drawn.view(-1)[0] = first
+    return drawn
 
 
 def _tensors(name: str) -> list[Tensor]:
@@ -88,7 +98,7 @@ def _write(name: str, directory: Path, digest: str) -> None:
     directory.mkdir()
     for file, text in text_files(name).items():
         (directory / file).write_text(text, encoding="utf-8", newline="\n")
-    weights = {tensor.name: value(name, tensor) for tensor in _tensors(name)}
+    weights = {tensor.name: _value(name, tensor) for tensor in _tensors(name)}
     save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     (directory / WEIGHTS_FILE).chmod(0o644)  # the writer makes it private, unlike the other files
     (directory / RECIPE_FILE).write_text(digest + "\n", encoding="utf-8")

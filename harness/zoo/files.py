@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from harness.zoo.catalog import config
 from harness.zoo.tokenizer import DATA_DIR, TOKEN_IDS, tokenizer_config, tokenizer_json
-from harness.zoo.variants import config
 
 _AUDIO_TOKENS: dict[str, Any] = {
     "padding_side": "right",

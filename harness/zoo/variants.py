@@ -71,13 +71,13 @@ _TEXT: Config = {
     "vocab_size": VOCAB_SIZE,
     "vocab_size_per_layer_input": VOCAB_SIZE,
 }
-_TEXT_SMALL: Config = {
+TEXT_SMALL: Config = {
     "attention_k_eq_v": False,
     "max_position_embeddings": 131072,
     "num_global_key_value_heads": None,
     "use_bidirectional_attention": None,
 }
-_TEXT_LARGE: Config = {"attention_k_eq_v": True, "use_bidirectional_attention": "vision"}
+TEXT_LARGE: Config = {"attention_k_eq_v": True, "use_bidirectional_attention": "vision"}
 
 _VISION: Config = _LEFTOVERS | {
     "attention_bias": False,
@@ -94,7 +94,7 @@ _VISION: Config = _LEFTOVERS | {
     "rms_norm_eps": 1e-06,
     "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"},
 }
-_VISION_UNIFIED: Config = _LEFTOVERS | {
+VISION_UNIFIED: Config = _LEFTOVERS | {
     "dtype": None,
     "initializer_range": 0.02,
     "mm_posemb_size": UNIFIED_POSITION_ROWS,
@@ -127,7 +127,7 @@ _AUDIO: Config = _LEFTOVERS | {
     "subsampling_conv_channels": [128, 5],
     "use_clipped_linears": True,
 }
-_AUDIO_UNIFIED: Config = _LEFTOVERS | {
+AUDIO_UNIFIED: Config = _LEFTOVERS | {
     "audio_embed_dim": 640,
     "audio_samples_per_token": 640,
     "dtype": None,
@@ -139,15 +139,18 @@ _AUDIO_UNIFIED: Config = _LEFTOVERS | {
 }
 
 
-def _pattern(sliding: int, repeats: int) -> list[str]:
+def pattern(sliding: int, repeats: int) -> list[str]:
+    """Layer types: some sliding layers and a full one, repeated."""
     return (["sliding_attention"] * sliding + ["full_attention"]) * repeats
 
 
-def _text(layer_types: list[str], kind: Config, **sizes: object) -> Config:
+def text(layer_types: list[str], kind: Config, **sizes: object) -> Config:
+    """A text_config of those layers; `kind` is `TEXT_SMALL` or `TEXT_LARGE`."""
     return _TEXT | kind | sizes | {"layer_types": layer_types, "num_hidden_layers": len(layer_types)}
 
 
-def _vision(*, heads: int, head_dim: int, clipped: bool, **sizes: object) -> Config:
+def vision(*, heads: int, head_dim: int, clipped: bool, **sizes: object) -> Config:
+    """A vision_config: the E-series clip, the large models standardize."""
     same = {
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
@@ -158,7 +161,8 @@ def _vision(*, heads: int, head_dim: int, clipped: bool, **sizes: object) -> Con
     return _VISION | same | flags | {"hidden_size": heads * head_dim} | sizes
 
 
-def _top(text: Config, vision: Config, audio: Config | None) -> Config:
+def tower_model(text: Config, vision: Config, audio: Config | None) -> Config:
+    """The config.json of a model with a vision tower."""
     ids = TOKEN_IDS
     return {
         "architectures": ["Gemma4ForConditionalGeneration"],
@@ -183,12 +187,13 @@ def _top(text: Config, vision: Config, audio: Config | None) -> Config:
     }
 
 
-def _unified(text: Config, vision: Config, audio: Config) -> Config:
+def unified_model(text: Config, vision: Config, audio: Config) -> Config:
+    """The config.json of a model that reads patches and waves without a tower."""
     absent_from_text = ("dtype", "expert_intermediate_size")
     text = {key: value for key, value in text.items() if key not in absent_from_text} | {
         "model_type": "gemma4_unified_text"
     }
-    top = _top(text, vision, audio) | {
+    top = tower_model(text, vision, audio) | {
         "architectures": ["Gemma4UnifiedForConditionalGeneration"],
         "model_type": "gemma4_unified",
         "transformers_version": "5.10.0.dev0",
@@ -196,45 +201,45 @@ def _unified(text: Config, vision: Config, audio: Config) -> Config:
     return {key: value for key, value in top.items() if key not in ("eoa_token_id", "vision_soft_tokens_per_image")}
 
 
-_E2B = _text(
-    _pattern(4, 2), _TEXT_SMALL, hidden_size=112, intermediate_size=144, use_double_wide_mlp=True,
+_E2B = text(
+    pattern(4, 2), TEXT_SMALL, hidden_size=112, intermediate_size=144, use_double_wide_mlp=True,
     num_kv_shared_layers=5, num_attention_heads=3, num_key_value_heads=1, head_dim=32, global_head_dim=64,
     hidden_size_per_layer_input=24, sliding_window=20,
 )  # fmt: skip
-_E4B = _text(
-    _pattern(5, 2), _TEXT_SMALL, hidden_size=144, intermediate_size=176, num_kv_shared_layers=6,
+_E4B = text(
+    pattern(5, 2), TEXT_SMALL, hidden_size=144, intermediate_size=176, num_kv_shared_layers=6,
     num_attention_heads=10, num_key_value_heads=2, head_dim=32, global_head_dim=96,
     hidden_size_per_layer_input=40, sliding_window=28,
 )  # fmt: skip
-_26B = _text(
-    _pattern(5, 1), _TEXT_LARGE, hidden_size=96, intermediate_size=208, enable_moe_block=True,
+_26B = text(
+    pattern(5, 1), TEXT_LARGE, hidden_size=96, intermediate_size=208, enable_moe_block=True,
     num_experts=10, top_k_experts=3, moe_intermediate_size=80, sliding_window=36,
     num_attention_heads=8, num_key_value_heads=4, num_global_key_value_heads=1, head_dim=32, global_head_dim=64,
 )  # fmt: skip
-_31B = _text(
-    _pattern(5, 2), _TEXT_LARGE, hidden_size=80, intermediate_size=208, sliding_window=44,
+_31B = text(
+    pattern(5, 2), TEXT_LARGE, hidden_size=80, intermediate_size=208, sliding_window=44,
     num_attention_heads=16, num_key_value_heads=8, num_global_key_value_heads=2, head_dim=32, global_head_dim=64,
 )  # fmt: skip
-_12B = _text(
-    _pattern(5, 1), _TEXT_LARGE, hidden_size=128, intermediate_size=176, sliding_window=52,
+_12B = text(
+    pattern(5, 1), TEXT_LARGE, hidden_size=128, intermediate_size=176, sliding_window=52,
     num_attention_heads=16, num_key_value_heads=8, num_global_key_value_heads=1, head_dim=32, global_head_dim=64,
 )  # fmt: skip
 del _26B["expert_intermediate_size"]  # absent from the transcribed file, as in the 12B's
 
 CONFIGS: dict[str, Config] = {
-    "tiny-e2b": _top(
-        _E2B, _vision(heads=5, head_dim=12, clipped=True, intermediate_size=152, num_hidden_layers=3), _AUDIO
+    "tiny-e2b": tower_model(
+        _E2B, vision(heads=5, head_dim=12, clipped=True, intermediate_size=152, num_hidden_layers=3), _AUDIO
     ),
-    "tiny-e4b": _top(
-        _E4B, _vision(heads=3, head_dim=20, clipped=True, intermediate_size=136, num_hidden_layers=3), _AUDIO
+    "tiny-e4b": tower_model(
+        _E4B, vision(heads=3, head_dim=20, clipped=True, intermediate_size=136, num_hidden_layers=3), _AUDIO
     ),
-    "tiny-26b-a4b": _top(
-        _26B, _vision(heads=2, head_dim=28, clipped=False, intermediate_size=168, num_hidden_layers=2), None
+    "tiny-26b-a4b": tower_model(
+        _26B, vision(heads=2, head_dim=28, clipped=False, intermediate_size=168, num_hidden_layers=2), None
     ),
-    "tiny-31b": _top(
-        _31B, _vision(heads=2, head_dim=36, clipped=False, intermediate_size=184, num_hidden_layers=2), None
+    "tiny-31b": tower_model(
+        _31B, vision(heads=2, head_dim=36, clipped=False, intermediate_size=184, num_hidden_layers=2), None
     ),
-    "tiny-12b": _unified(_12B, _VISION_UNIFIED | {"mm_embed_dim": 40, "output_proj_dims": 40}, _AUDIO_UNIFIED),
+    "tiny-12b": unified_model(_12B, VISION_UNIFIED | {"mm_embed_dim": 40, "output_proj_dims": 40}, AUDIO_UNIFIED),
 }
 
 
