@@ -33,6 +33,7 @@ for _name, _examples in {"smoke": 4, "ci": 12, "nightly": 300}.items():
     )
 settings.load_profile("ci")
 
+_SHOWN_REASONS = 12
 _SUITE = pytest.StashKey[Suite]()
 
 Require = Callable[[Case, Property], None]
@@ -77,19 +78,24 @@ def _require(suite: Suite) -> Require:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
-    """A test that met only known deviations is an expected failure, not a pass."""
+    """A test that met only known deviations is an expected failure, and one that could compare nothing is skipped."""
     result = yield
     suite = pyfuncitem.config.stash.get(_SUITE, None)
     explained = suite.take_explained() if suite else []
+    uncompared = suite.take_uncompared() if suite else ""
     if explained:
         pytest.xfail(f"known: {', '.join(sorted({finding.deviation for finding in explained}))}")
+    if uncompared:
+        pytest.skip(f"nothing comparable: {uncompared}")
     return result
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Deviations that went away are good news that somebody must hear."""
+    """Deviations that went away are good news that somebody must hear; what was not comparable is never silent."""
     suite = config.stash.get(_SUITE, None)
     for name in suite.stale if suite else []:
         terminalreporter.write_line(
             f"deviation {name} no longer holds: remove cases/deviations/{name}.toml", yellow=True
         )
+    for (prop, reason), count in suite.open.most_common(_SHOWN_REASONS) if suite else []:
+        terminalreporter.write_line(f"{prop}: {count} verdicts not comparable: {reason[:200]}")

@@ -33,7 +33,7 @@ from harness.media import arrays as media_arrays
 from harness.pool import Worker, thread_share
 from harness.records import rows_of
 from harness.render import render
-from harness.schema import Case, Finding, LoadReport, Observation, Property, Request, Verdict
+from harness.schema import PROPERTIES, Case, Finding, LoadReport, Observation, Property, Request, Verdict
 
 PIPELINE_DEPTH = 3
 """Cases in flight: one running, one waiting so that no engine idles, one being compared."""
@@ -46,7 +46,7 @@ class Options:
     dtype: str = "float32"
     device: str = "cpu"
     timeout_s: float = 120.0
-    properties: tuple[Property, ...] = ("P1", "P2", "P6", "P7", "P10", "P11")
+    properties: tuple[Property, ...] = tuple(PROPERTIES)
 
 
 @dataclass(frozen=True)

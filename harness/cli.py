@@ -39,6 +39,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def _properties(text: str) -> tuple[Property, ...]:
+    if text == "all":
+        return tuple(PROPERTIES)
     for name in split(text):
         one_of("--properties", name, tuple(PROPERTIES))
     chosen = tuple(prop for prop in PROPERTIES if prop in split(text))
@@ -76,7 +78,7 @@ def run(
     models: Annotated[str, typer.Option(help="all, zoo names, or checkpoint directories; comma-separated.")] = "all",
     cases: Annotated[int | None, typer.Option(min=1, help="Cases in all, spread over the models.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other cases.")] = 0,
-    properties: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(PROPERTIES),
+    properties: Annotated[str, typer.Option(help="all, or P1 to P12, comma-separated.")] = "all",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")] = "float32",
     store: StoreOption = DEFAULT_STORE,

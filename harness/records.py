@@ -12,8 +12,8 @@ import numpy as np
 from harness.comparators import Comparison, Side
 from harness.comparators.kl import Divergence
 from harness.render import is_expanded
-from harness.schema import ROLES, Case, Finding, to_json
-from harness.spec import soft_tokens
+from harness.schema import ROLES, Case, Finding, Part, to_json
+from harness.spec import is_exact_ratio, soft_tokens
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -26,6 +26,8 @@ def rows_of(
     rows: Rows = {
         "cases": [keys | _case_row(case)],
         "images": [keys | row for row in _image_rows(case)],
+        "audios": [keys | {"index": k} | dataclasses.asdict(audio) for k, audio in enumerate(case.audios)],
+        "videos": [keys | row for row in _video_rows(case)],
         "observations": [keys | _observation_row(side) for side in sides],
         "verdicts": [keys | dataclasses.asdict(verdict) for verdict in comparison.verdicts],
         "divergences": [keys | row for row in _divergence_rows(comparison)],
@@ -35,17 +37,39 @@ def rows_of(
 
 
 def _case_row(case: Case) -> dict[str, Any]:
+    texts = [part.text for part in case.parts if part.text]
+    companion = case.probe.companion if case.probe else ()
     return {
         "form": case.form,
+        "system": bool(case.system),
         "max_soft_tokens": case.max_soft_tokens,
         "images": len(case.images),
         "audios": len(case.audios),
         "videos": len(case.videos),
+        "order": _order(case.parts),
         "expanded": is_expanded(case),
+        "expanded_parts": sum(part.expanded for part in case.parts),
+        "text_bytes": sum(len(text.encode()) for text in texts),
+        "ascii": all(text.isascii() for text in texts),
+        "special_tokens": any("<" in text for text in texts),
         "probe": case.probe.kind if case.probe else "",
+        "probe_at": case.probe.at if case.probe else None,
+        "companion": _order(companion),
         "dtype": case.dtype,
         "case": to_json(case),
     }
+
+
+def _order(parts: Sequence[Part]) -> str:
+    """Parts in prompt order, a letter each: t, i, a, v for text, image, recording, video."""
+    return "".join((part.medium or "text")[0] for part in parts)
+
+
+def _video_rows(case: Case) -> Iterator[dict[str, Any]]:
+    for index, video in enumerate(case.videos):
+        numbers = video.indices or ()
+        row = dataclasses.asdict(video) | {"index": index, "given": bool(numbers)}
+        yield row | {"indices": json.dumps(numbers), "last_index": numbers[-1] if numbers else video.frames - 1}
 
 
 def _image_rows(case: Case) -> Iterator[dict[str, Any]]:
@@ -57,6 +81,7 @@ def _image_rows(case: Case) -> Iterator[dict[str, Any]]:
             "max_soft_tokens": case.max_soft_tokens,
             "reference": answer.reference,
             "contract": answer.contract,
+            "exact_ratio": is_exact_ratio(image.width_px, image.height_px, case.max_soft_tokens),
         }
 
 

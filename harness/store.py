@@ -44,9 +44,10 @@ _MEASURE = {"measured": _REAL, "limit": _REAL, "unit": _TEXT}
 TABLES = {
     "cases": {
         **_KEYS,
-        **dict.fromkeys(("form", "probe", "dtype", "case"), _TEXT),
+        **dict.fromkeys(("form", "order", "probe", "companion", "dtype", "case"), _TEXT),
         **dict.fromkeys(("max_soft_tokens", "images", "audios", "videos"), _WHOLE),
-        "expanded": _FLAG,
+        **dict.fromkeys(("expanded_parts", "text_bytes", "probe_at"), _WHOLE),
+        **dict.fromkeys(("expanded", "system", "ascii", "special_tokens"), _FLAG),
     },
     "images": {
         **_KEYS,
@@ -54,6 +55,16 @@ TABLES = {
             ("index", "width_px", "height_px", "orientation", "max_soft_tokens", "reference", "contract"), _WHOLE
         ),
         "mode": _TEXT,
+        "pattern": _TEXT,
+        "exact_ratio": _FLAG,
+    },
+    "audios": {**_KEYS, **dict.fromkeys(("index", "samples", "rate_hz"), _WHOLE), "pattern": _TEXT},
+    "videos": {
+        **_KEYS,
+        **dict.fromkeys(("index", "frames", "width_px", "height_px", "last_index"), _WHOLE),
+        "fps": _REAL,
+        "given": _FLAG,
+        "indices": _TEXT,
         "pattern": _TEXT,
     },
     "observations": {
@@ -77,7 +88,8 @@ TABLES = {
         **_MEASURE,
     },
 }
-"""Tables and their columns. `counts`, `digests`, `subjects` and `case` hold JSON."""
+"""Tables and their columns. `counts`, `digests`, `subjects`, `indices` and `case` hold JSON; `order` and `companion`
+have a letter a part: t, i, a, v. `cases`, `images`, `audios` and `videos` say what was tried, so also what was not."""
 
 T = TypeVar("T")
 

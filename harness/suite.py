@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from harness.campaign import Campaign, Fleet, Options, Result
 from harness.deviations import load_deviations
 from harness.environments import resolve
 from harness.hunt import capsule_name
-from harness.schema import Case, Finding, Property
+from harness.schema import Case, Finding, Property, VerdictKind
 from harness.session import capsule_of, locate
 from harness.store import write_json
 
@@ -46,6 +47,9 @@ class Suite:
         self.explained: list[Finding] = []
         self._applied: set[str] = set()
         self._explained_by: set[str] = set()
+        self._kinds: Counter[VerdictKind] = Counter()
+        self._required: list[Property] = []
+        self.open: Counter[tuple[Property, str]] = Counter()
 
     def examine(self, case: Case) -> Result:
         """Run one case through every subject and compare."""
@@ -60,9 +64,15 @@ class Suite:
     def require(self, result: Result, prop: Property) -> None:
         """Fail on a finding of this property that no deviation explains; remember those that one explains.
 
+        What was not comparable is counted by its reason.
+
         Raises:
             AssertionError: what was measured, the limit, and the suspect.
         """
+        judged = [verdict for verdict in result.verdicts if verdict.property == prop]
+        self._required.append(prop)
+        self._kinds.update(verdict.verdict for verdict in judged)
+        self.open.update((prop, verdict.reason) for verdict in judged if verdict.verdict == "not comparable")
         found = [finding for finding in result.findings if finding.property == prop]
         unexpected = [finding for finding in found if not finding.deviation]
         assert not unexpected, "\n".join(self._message(finding, result.case) for finding in unexpected)
@@ -72,6 +82,17 @@ class Suite:
         """The explained findings since the last call."""
         taken, self.explained = self.explained, []
         return taken
+
+    def take_uncompared(self) -> str:
+        """Why nothing was compared since the last call although a property was required; empty if something was."""
+        kinds, required = self._kinds, self._required
+        self._kinds, self._required = Counter(), []
+        if not required or kinds["agree"] or kinds["differ"]:
+            return ""
+        reasons = [reason for (prop, reason), _ in self.open.most_common() if prop in required]
+        return (
+            f"{', '.join(sorted(set(required)))}: {reasons[0] if reasons else 'no subject recorded what it is about'}"
+        )
 
     @property
     def stale(self) -> list[str]:

@@ -1,102 +1,146 @@
-"""Prompts with images, as cases.
+"""Whole cases: each aims at one property, and every other property is checked on it as well.
 
-Prompts put media first, last, adjacent, repeated or nowhere, all placeholders bare or all expanded. Lengths
-are bounded so that a case always fits the context that the engines are started with.
+A case carries at most one probe. Lengths are bounded so that a case always fits the context that the engines are
+started with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-import hypothesis
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn, SearchStrategy
+from hypothesis.strategies import DrawFn
 
-from harness.schema import Case, Part, SoftTokenBudget
-from harness.strategies.images import image_specs
+from harness.schema import PROPERTIES, Case, ModelType, Part, ProbeKind, Property, SoftTokenBudget
+from harness.strategies.audio import audio_specs, plain_recordings, ragged_pairs
+from harness.strategies.images import image_specs, plain_images
+from harness.strategies.lengths import PROMPT_TOKENS
+from harness.strategies.mix import weighted
+from harness.strategies.models import abilities, applies
+from harness.strategies.probes import kinds, probes_of
+from harness.strategies.prompts import (
+    MAX_IMAGES,
+    MAX_SOFT_TOKENS_PER_PROMPT,
+    Item,
+    fitting,
+    forms,
+    items,
+    media,
+    parts_of,
+    spellings,
+)
+from harness.strategies.texts import perhaps_texts, texts
+from harness.strategies.video import two_rates, video_specs
 
-MAX_IMAGES = 4
-MAX_SOFT_TOKENS_PER_PROMPT = 1_500
+EVERY_CASE: tuple[Property, ...] = ("P1", "P2", "P6", "P7")
+"""Checked on whatever runs; their aim is a case without a probe, by the name of P1."""
 
-_WORDS = ("The", "image", "shows", "a", "red", "square", "and", "two", "cats", "near", "the", "sea", "in", "2026", "?")
+WEIGHTS: dict[Property, int] = {
+    "P1": 30, "P3": 9, "P4": 12, "P5": 17, "P8": 9, "P9": 17, "P10": 10, "P11": 15, "P12": 9,
+}  # fmt: skip
+"""How often each property is aimed at. P4, P5 and P9 have several kinds of probe, of which no subject has all, and P11
+only some models; so that 3,200 cases over the five published variants give each at least 200 comparisons a subject."""
+
+_REDUCED: tuple[ModelType, ...] = ("bfloat16", "float16")
 
 # Large budgets cost seconds on a CPU, so they are drawn less often; every budget is drawn in any long run.
 _BUDGETS: tuple[SoftTokenBudget, ...] = (70,) * 8 + (140,) * 5 + (280,) * 8 + (560,) * 2 + (1120,)
 
 
-def texts() -> SearchStrategy[str]:
-    """Text without special tokens: words, white space, any unicode; shrinks to a word."""
-    words = st.lists(st.sampled_from(_WORDS), min_size=1, max_size=24).map(" ".join)
-    # "<" starts every special token of Gemma 4 and "|" ends one; what they do inside text is another property.
-    characters = st.characters(exclude_categories=["Cs"], exclude_characters="<>|")
-    return st.one_of(words, words, st.text(characters, min_size=1, max_size=40))
+def aims(model: str, properties: Collection[Property]) -> dict[Property, int]:
+    """The properties that a model's cases aim at, with their weights; those of every case are aimed at together."""
+    asked = [prop for prop in properties if applies(model, prop)]
+    named = {"P1" if prop in EVERY_CASE else prop for prop in asked}
+    return {prop: weight for prop, weight in WEIGHTS.items() if prop in named}
 
 
 @st.composite
-def cases(draw: DrawFn, *, models: Sequence[str], min_images: int = 0, max_images: int = MAX_IMAGES) -> Case:
-    """Cases over the given models; shrinks to one word, no image, budget 70.
+def cases(
+    draw: DrawFn,
+    *,
+    models: Sequence[str],
+    properties: Collection[Property] = tuple(PROPERTIES),
+    min_images: int = 0,
+) -> Case:
+    """Cases that exercise one of the properties or more; shrinks to one word, no image, budget 70, no probe.
 
     Raises:
-        ValueError: no model, or image bounds that exclude everything.
+        ValueError: no model that a property applies to, or more images than fit any budget.
     """
+    weights = {model: aims(model, properties) for model in models}
+    able = [model for model in models if weights[model] and (not min_images or "image" in abilities(model))]
     budgets = [budget for budget in _BUDGETS if min_images * budget <= MAX_SOFT_TOKENS_PER_PROMPT]
-    if not models or not budgets or not 0 <= min_images <= max_images:
-        raise ValueError(f"cases over models {list(models)} with {min_images} to {max_images} images: nothing to draw")
-    budget = draw(st.sampled_from(budgets), label="budget")
-    most = min(max_images, MAX_SOFT_TOKENS_PER_PROMPT // budget)
-    between = st.one_of(st.just(""), texts())
-    # A text and the image behind it are one element, so that shrinking can take both out.
-    placed = st.tuples(between, image_specs())
-    items = draw(st.lists(placed, min_size=min_images, max_size=most), label="texts and images")
-    repeated = draw(st.booleans(), label="repeat the first image")
-    if items and repeated and len(items) < most:
-        items = [*items, ("", items[0][1])]
-    expanded = draw(st.sampled_from((False, False, False, True)), label="expanded") and bool(items)
-    last = draw(between if items else texts(), label="last text")
-    pieces = [Part(text=text) for text, _ in items], [Part(image=image, expanded=expanded) for _, image in items]
-    parts = [part for pair in zip(*pieces, strict=True) for part in pair]
-    return Case(
-        model=draw(st.sampled_from(list(models)), label="model"),
-        # Empty texts vanish, which puts media first, last or adjacent.
-        parts=tuple(part for part in [*parts, Part(text=last)] if part != Part()),
-        max_soft_tokens=budget,
-        form=draw(st.sampled_from(("raw", "turn")), label="form"),
-    )
+    if not able or not budgets:
+        raise ValueError(
+            f"cases over models {list(models)} for {', '.join(properties)} with {min_images} images: nothing to draw"
+        )
+    model = draw(st.sampled_from(able), label="model")
+    aim = draw(st.sampled_from([prop for prop, weight in weights[model].items() for _ in range(weight)]), label="aim")
+    own = kinds([aim], model)
+    kind = draw(st.sampled_from(own), label="kind of probe") if own else None
+    needed = [Part(image=image) for image in draw(st.lists(image_specs(), min_size=min_images, max_size=min_images))]
+    needed += draw(_needed(model, aim, kind, with_media=not {"P1", "P2", "P6"} & {*properties}), label="needed media")
+    case = draw(_prompts(model, kind, needed, budgets), label="prompt")
+    dtype: ModelType = draw(st.sampled_from(_REDUCED)) if aim == "P12" else ""
+    probe = draw(probes_of(kind, case)) if kind else None
+    return replace(case, dtype=dtype, probe=probe)
 
 
-def generate(strategy: SearchStrategy[Case], *, count: int, seed: int) -> list[Case]:
-    """`count` different cases, the same ones for the same seed and Hypothesis version.
+@st.composite
+def _needed(draw: DrawFn, model: str, aim: Property, kind: ProbeKind | None, *, with_media: bool) -> list[Part]:
+    """Media without which a case would not exercise what it aims at."""
+    if aim == "P10":
+        one = st.lists(video_specs(), min_size=1, max_size=1)
+        return [Part(video=video) for video in draw(weighted((3, one), (1, two_rates())))]
+    if aim == "P11":
+        alone = st.lists(audio_specs(), min_size=1, max_size=1)
+        return [Part(audio=audio) for audio in draw(weighted((3, alone), (1, ragged_pairs())))]
+    if kind == "tensor":
+        # Every tower must run, and on values that leave no weight without effect.
+        towers = {"image": st.builds(Part, image=plain_images()), "audio": st.builds(Part, audio=plain_recordings())}
+        return [draw(tower) for medium, tower in towers.items() if medium in abilities(model)]
+    if kind == "expanded":
+        return [Part(image=draw(image_specs()))]
+    return [draw(media(abilities(model)))] if aim == "P1" and with_media else []
 
-    Each case is drawn by a run of its own, whose first example is always the simplest and is left out: a single
-    long run would vary what it has drawn before, and a small campaign would try one idea many times.
 
-    Raises:
-        ValueError: the strategy has fewer different cases than asked for.
-    """
-    drawn: dict[str, Case] = {}
-    for attempt in range(4 * count + 20):
-        case = _draw(strategy, seed * 1_000_003 + attempt)
-        drawn.setdefault(case.id, case)
-        if len(drawn) == count:
-            return list(drawn.values())
-    raise ValueError(f"asked for {count} different cases, but the strategy gave {len(drawn)}")
+@st.composite
+def _prompts(
+    draw: DrawFn,
+    model: str,
+    kind: ProbeKind | None,
+    needed: Sequence[Part],
+    budgets: Sequence[SoftTokenBudget],
+) -> Case:
+    """A case without its probe, in a form and with the media that a probe of this kind applies to."""
+    has = abilities(model)
+    budget = draw(st.sampled_from(budgets)) if kind != "tensor" else 70
+    form = draw(st.sampled_from(forms(has))) if kind != "chat" else "chat"
+    if kind == "expanded":
+        form, has = draw(st.sampled_from(("raw", "turn"))), has - {"audio", "video"}
+    placed = draw(_placed(needed, has, budget)) if kind != "tensor" else [("", part) for part in needed]
+    last = draw(perhaps_texts() if placed and (kind != "decode" or form != "raw") else texts())
+    if not placed and kind is None:
+        last = draw(st.sampled_from((last,) * 15 + ("",)))
+    parts = parts_of(placed, last)
+    system = draw(perhaps_texts()) if form != "raw" else ""
+    case = Case(model, parts, budget, form, system)
+    # A template writes bare placeholders, and these probes start from them.
+    bare = form == "chat" or kind in ("ids", "expanded", "tensor")
+    return case if bare else replace(case, parts=draw(spellings(parts)))
 
 
-def _draw(strategy: SearchStrategy[Case], seed: int) -> Case:
-    examples: list[Case] = []
-
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=2,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy)
-    def collect(case: Case) -> None:
-        examples.append(case)
-
-    collect()
-    return examples[-1]
+@st.composite
+def _placed(draw: DrawFn, needed: Sequence[Part], has: frozenset[str], budget: SoftTokenBudget) -> list[Item]:
+    """Texts and media in prompt order: what is needed at any place among what is drawn freely."""
+    rest = draw(items(has, MAX_IMAGES))
+    repeated: bool = draw(st.booleans(), label="repeat the first medium")
+    if rest and repeated:
+        rest = [*rest, ("", rest[0][1])]
+    wanted = [(draw(perhaps_texts()), part) for part in needed]
+    kept = fitting([*wanted, *rest], budget, PROMPT_TOKENS)
+    rest = kept[len(wanted) :]
+    for item in kept[: len(wanted)]:
+        rest.insert(draw(st.integers(0, len(rest))), item)
+    return rest

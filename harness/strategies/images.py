@@ -6,6 +6,7 @@ Uniform sizes never hit the published failures, so sizes come from families, eac
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import get_args
 
 from hypothesis import strategies as st
@@ -19,8 +20,12 @@ MAX_SIDE_PX = 20_000
 
 Size = tuple[int, int]
 
-# Mostly RGB: what an engine does with alpha or with one channel would otherwise stand in the way of all else.
-_MODES: tuple[ColourMode, ...] = ("RGB",) * 6 + ("L", "RGBA")
+# Mostly RGB and upright: what an engine does with other modes or a tag would otherwise stand in the way of all else.
+_MODES: tuple[ColourMode, ...] = ("RGB",) * 24 + ("L", "RGBA", "L", "RGBA", "LA", "P", "CMYK", "I;16", "1")
+_ORIENTATIONS = (1,) * 24 + tuple(range(2, 9))
+
+_STEPS = 2**20
+"""Of a logarithmic scale: fine enough that every side up to 20,000 px is some step's."""
 
 
 def _fit(width_px: int, height_px: int) -> Size:
@@ -30,13 +35,14 @@ def _fit(width_px: int, height_px: int) -> Size:
     return (long_px, short_px) if width_px >= height_px else (short_px, long_px)
 
 
+def log_uniform(largest: int) -> SearchStrategy[int]:
+    """Whole numbers from 1 to `largest`, every octave as likely as another; shrinks to 1, one by one."""
+    return st.integers(0, _STEPS).map(lambda step: math.floor((largest + 1 - 1e-9) ** (step / _STEPS)))
+
+
 def log_uniform_sides() -> SearchStrategy[int]:
-    """Side lengths of 1 to 20,000 px, every octave as likely as another; shrinks to 1."""
-
-    def within(octave: int) -> SearchStrategy[int]:
-        return st.integers(2**octave, min(2 ** (octave + 1) - 1, MAX_SIDE_PX))
-
-    return st.integers(0, int(math.log2(MAX_SIDE_PX))).flatmap(within)
+    """Side lengths of 1 to 20,000 px."""
+    return log_uniform(MAX_SIDE_PX)
 
 
 def _ordinary() -> SearchStrategy[Size]:
@@ -69,21 +75,26 @@ def _degenerate() -> SearchStrategy[Size]:
     return st.builds(_fit, st.one_of(round_px, log_uniform_sides()), st.integers(1, 8))
 
 
-def _turned(size: Size) -> SearchStrategy[Size]:
-    return st.sampled_from((size, size[::-1]))
-
-
 def sizes() -> SearchStrategy[Size]:
     """(width_px, height_px) from all families, in both orientations; sides 1 to 20,000 px, area bounded."""
-    return st.one_of(_ordinary(), _exact_grid(), _ratio_near_budget(), _degenerate()).flatmap(_turned)
+    families = st.one_of(_ordinary(), _exact_grid(), _ratio_near_budget(), _degenerate())
+    return st.builds(lambda size, turned: size[::-1] if turned else size, families, st.booleans())
 
 
+@cache
 def image_specs() -> SearchStrategy[ImageSpec]:
-    """Whole image specs: a size, a colour mode, a pattern, a seed."""
+    """Whole image specs: a size, a colour mode, a pattern, a seed, an orientation tag."""
     return st.builds(
-        lambda size, mode, pattern, seed: ImageSpec(size[0], size[1], mode, pattern, seed),
+        lambda size, *rest: ImageSpec(*size, *rest),
         sizes(),
         st.sampled_from(_MODES),
         st.sampled_from(get_args(Pattern)),
         st.integers(0, 255),
+        st.sampled_from(_ORIENTATIONS),
     )
+
+
+def plain_images() -> SearchStrategy[ImageSpec]:
+    """Upright RGB noise of a few soft tokens a side: every weight of the tower meets something that is not zero."""
+    side_px = st.integers(48, 200)
+    return st.builds(ImageSpec, side_px, side_px, seed=st.integers(0, 255))
