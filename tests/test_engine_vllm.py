@@ -74,15 +74,19 @@ class Engine:
         return list(check(case, plain, probed, context))
 
 
-@pytest.fixture(name="engine", scope="module", params=list(MEDIA))
-def _engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    scratch = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(name="worker", scope="module")
+def _worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     (subject,) = resolve(["vllm"])
-    worker = Worker(subject, scratch / "log", threads=1, timeout_s=Options.timeout_s)
+    worker = Worker(subject, tmp_path_factory.mktemp("vllm") / "log", threads=1, timeout_s=Options.timeout_s)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(name="engine", scope="module", params=list(MEDIA))
+def _engine(request: pytest.FixtureRequest, worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     checkpoint = Checkpoint.open(locate(request.param))
     worker.load(checkpoint.path, dtype="float32", device="cpu")
-    yield Engine(worker, checkpoint, scratch)
-    worker.close()
+    return Engine(worker, checkpoint, tmp_path_factory.mktemp(request.param))
 
 
 def _model(engine: Engine) -> str:

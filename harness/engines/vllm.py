@@ -156,6 +156,8 @@ class VllmEngine:
         if request.probe:
             return probe(self, request, media, arrays)
         (output,) = self.score(self.prompt(request, media))
+        if output.num_cached_tokens:
+            raise RuntimeError(f"{output.num_cached_tokens} tokens of a plain run came from a cache: nothing must")
         return self.record(request, media, output)
 
     def prompt(self, request: Request, media: Media, text: str | list[int] | None = None) -> dict[str, Any]:
