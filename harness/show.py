@@ -137,13 +137,13 @@ def explained(console: Console, result: Explanation) -> None:
 
 def _stages(pair: PairExplanation) -> Table:
     first = f"first beyond its limit: {pair.first}" if pair.first else "no stage beyond its limit"
-    columns = ("stage", "", "largest absolute", "largest relative", "x before", "measured", "limit", "unit")
-    table = _table(f"{pair.left} - {pair.right}: {first}", *columns)
+    table = _table(f"{pair.left} - {pair.right}: {first}", "stage", "largest abs.", "rel.", "x before", "measured")
     colours = {"agree": "green", "differ": "red"}
     for row in pair.stages:
-        numbers = (row.max_absolute, row.max_relative, row.growth, row.measured, row.limit)
-        cells = ["" if number is None else f"{number:.3g}" for number in numbers]
-        table.add_row(row.stage, f"[{colours.get(row.verdict, 'dim')}]{row.verdict}[/]", *cells, row.unit)
+        numbers = ["" if n is None else f"{n:.3g}" for n in (row.max_absolute, row.max_relative, row.growth)]
+        sign = "<=" if row.verdict == "agree" else ">"
+        judged = row.detail if row.measured is None else f"{row.measured:.3g} {row.unit} {sign} {row.limit or 0:g}"
+        table.add_row(row.stage, *numbers, f"[{colours.get(row.verdict, 'dim')}]{row.verdict}[/] {escape(judged)}")
     return table
 
 

@@ -131,7 +131,7 @@ def stage_errors(pairs: Sequence[Mapping[str, Any]]) -> Markup:
                 hovertemplate=hover,
             )
         )
-    figure.update_yaxes(type="log", exponentformat="power", title_text="largest relative error")
+    figure.update_yaxes(type="log", exponentformat="power")
     figure.update_xaxes(categoryorder="array", categoryarray=stages)
     return _json(figure.update_layout(height=300))
 

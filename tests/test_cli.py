@@ -57,6 +57,10 @@ def _no_checkpoint(tmp_path: Path) -> Path:
         (["run", "--resume", "never", "--seed", "3"], "leave out --seed"),
         (["replay", "nowhere.json"], "cannot read capsule nowhere.json"),
         (["replay", "abcdefabcdef"], "no case abcdefabcdef"),
+        (["shrink", "nowhere.json"], "cannot read capsule nowhere.json"),
+        (["explain", "abcdefabcdef"], "no case abcdefabcdef"),
+        (["export", "abcdefabcdef", "--script"], "no case abcdefabcdef"),
+        (["export", "abcdefabcdef"], "either --script or --issue"),
         (["report"], "no run in"),
     ],
 )
@@ -106,7 +110,7 @@ def test_help_teaches(call: Call) -> None:
     """Every command says what it does, and the exit status is explained."""
     result = call("--help")
     assert result.returncode == 0
-    for word in ("run", "replay", "report", "doctor", "zoo", "Exit status"):
+    for word in ("run", "replay", "shrink", "explain", "export", "report", "doctor", "zoo", "Exit status"):
         assert word in result.stdout
 
 
