@@ -67,7 +67,10 @@ def input_limit(stage: str, limits: Limits) -> float:
     """The largest absolute difference of an input stage that counts as agreement."""
     if stage == "audio_input":
         return limits.audio_absolute
-    return limits.pixel_absolute if stage.endswith("pixels") else 0.0
+    if stage == "video_pixels":
+        # Bytes of a frame are divided by 255 or multiplied by 1/255: one rounding apart.
+        return max(limits.pixel_absolute, 2.0**-23)
+    return limits.pixel_absolute if stage == "pixels" else 0.0
 
 
 def _worst(arrays: Sequence[Array]) -> float:

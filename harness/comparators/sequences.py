@@ -11,7 +11,15 @@ from collections.abc import Iterator, Sequence
 
 from harness.comparators.base import Context, Side, absent, judge
 from harness.schema import AudioSpec, Case, Property, Verdict
-from harness.spec import AUDIO_RATE_HZ, audio_tokens, placeholder_runs, shown_frames, timestamp, waveform_tokens
+from harness.spec import (
+    AUDIO_RATE_HZ,
+    VIDEO_FRAMES,
+    audio_tokens,
+    placeholder_runs,
+    shown_frames,
+    timestamp,
+    waveform_tokens,
+)
 
 
 def check_audio(case: Case, side: Side, context: Context) -> Iterator[Verdict]:
@@ -53,6 +61,12 @@ def check_video(case: Case, side: Side, context: Context) -> Iterator[Verdict]:
     words = f"predicted {predicted}, placeholders {placed}, feature rows {rows}"
     over = sum(max(0, count.feature_rows - count.declared_max) for count in counted)
     yield _soft_tokens(pair, max(abs(predicted - placed), abs(rows - placed), over), words)
+    if any(video.indices is None and video.frames < VIDEO_FRAMES for video in case.videos):
+        reason = (
+            f"a whole video of fewer than {VIDEO_FRAMES} frames: the reference refuses it, so nothing says its frames"
+        )
+        yield from (Verdict("P10", stage, *pair, "not comparable", reason=reason) for stage in ("frames", "timestamps"))
+        return
     shown = [shown_frames(video.frames, video.indices) for video in case.videos]
     expected = [timestamp(k, video.fps) for video, taken in zip(case.videos, shown, strict=True) for k in taken]
     words = f"{len(expected)} frames shown, {len(runs)} runs of placeholders"
