@@ -20,7 +20,7 @@ class Subject:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-_NEEDS = {"hf": "transformers", "hf-encoded": "transformers", "vllm": "vllm", "native": "torch"}
+_NEEDS = {"hf": "transformers", "vllm": "vllm", "native": "torch"}
 """Engine -> the module that its environment must have."""
 
 SUBJECTS = {name: Subject(name, name) for name in _NEEDS}

@@ -28,7 +28,7 @@ OutcomeKind = Literal["ok", "rejected", "crashed", "timeout", "unavailable"]
 VerdictKind = Literal["agree", "differ", "not comparable"]
 Property = Literal["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12"]
 ProbeKind = Literal[
-    "visibility", "batch", "batch_last", "padding", "chunked", "decode", "prefix_cache", "static_cache",
+    "visibility", "batch", "batch_last", "padding", "chunked", "decode", "prefix_cache", "static_cache", "forward",
     "repeat", "chat", "ids", "expanded", "tensor",
 ]  # fmt: skip
 
@@ -56,6 +56,7 @@ PROBES: dict[ProbeKind, Property] = {
     "decode": "P5",
     "prefix_cache": "P5",
     "static_cache": "P5",
+    "forward": "P5",
     "tensor": "P8",
     "repeat": "P9",
     "chat": "P9",

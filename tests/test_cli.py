@@ -47,7 +47,7 @@ def _no_checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "--subjects", "hf,tgi"], "unknown subject tgi; known: hf, hf-encoded, vllm, native"),
+        (["run", "--subjects", "hf,tgi"], "unknown subject tgi; known: hf, vllm, native"),
         (["run", "--models", "tiny-e9b"], "tiny-e9b is neither a zoo model nor a directory"),
         (["run", "--models", ","], "no model given; known: tiny-e2b"),
         (["run", "--profile", "huge"], "--profile huge: must be one of smoke, ci, nightly"),

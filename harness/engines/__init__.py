@@ -8,7 +8,6 @@ from harness.engines.base import Engine
 
 ADAPTERS = {
     "hf": "harness.engines.hf:HfEngine",
-    "hf-encoded": "harness.engines.hf:EncodedHfEngine",
     "vllm": "harness.engines.vllm:VllmEngine",
     "native": "harness.engines.native:NativeEngine",
 }

@@ -23,7 +23,7 @@ from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_
 from harness.engines.audit import audit_tensors
 from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
 from harness.engines.hf_inputs import by_chat, by_ids, by_text
-from harness.engines.hf_paths import Forward, encoded_first, generated, negated, padded, plain, token_by_token
+from harness.engines.hf_paths import Forward, generated, negated, padded, plain, token_by_token, video_encoded_first
 from harness.engines.hf_record import Encoders
 from harness.engines.inputs import Sample, step, with_changed_tensor
 from harness.render import messages
@@ -36,7 +36,7 @@ Score = Callable[[Any, Inputs], Tensor | None]
 class HfEngine:
     """The eager PyTorch model with SDPA attention, called with all that its processor returns."""
 
-    forward: ClassVar[Forward] = staticmethod(plain)
+    forward: ClassVar[Forward] = staticmethod(video_encoded_first)
 
     def versions(self) -> dict[str, str]:
         """Packages that the result depends on."""
@@ -156,6 +156,10 @@ class HfEngine:
     def _static_cache(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
         return self._score([Sample.of(request, arrays)], score=partial(generated, cache_implementation="static"))
 
+    def _forward(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        """All that the processor made, in one call of the model: what training does."""
+        return self._score([Sample.of(request, arrays)], score=partial(plain, use_cache=False))
+
     def _decode(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
         cache = DynamicCache(config=self.model.config)
         score = partial(token_by_token, self.forward, at=at, cache=cache)
@@ -213,12 +217,6 @@ class HfEngine:
         return np.frombuffer(digest[:8], np.uint64)
 
 
-class EncodedHfEngine(HfEngine):
-    """The same with images and videos encoded before the forward pass, as `generate` does it."""
-
-    forward: ClassVar[Forward] = staticmethod(encoded_first)
-
-
 def _parts(processor: Any) -> list[Any]:
     return [getattr(processor, name) for name in ("image_processor", "video_processor", "feature_extractor")]
 
@@ -235,6 +233,7 @@ _WAYS: dict[ProbeKind, Callable[[HfEngine, Request, Mapping[str, Array], int], R
     "chunked": HfEngine._chunked,
     "decode": HfEngine._decode,
     "static_cache": HfEngine._static_cache,
+    "forward": HfEngine._forward,
     "repeat": HfEngine._repeat,
     "chat": HfEngine._chat,
     "ids": HfEngine._ids,

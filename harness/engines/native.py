@@ -13,8 +13,9 @@ from torch import Tensor
 
 from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
 from harness.engines.inputs import Sample, read_singly, step, with_changed_tensor
-from harness.native import Gemma4, Prepared, Recorder, Video
+from harness.native import Gemma4, Prepared, Recorder, Video, read_chat_style, render_chat
 from harness.native.config_media import AudioTowerConfig
+from harness.render import messages
 from harness.schema import Counts, LoadReport, ProbeKind, Request
 
 RATE_HZ = 16_000
@@ -111,6 +112,12 @@ class NativeEngine:
     def _expanded(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
         return self._plain(Sample.expanded_of(request, arrays))
 
+    def _chat(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
+        if request.case.form != "chat":
+            raise Unsupported(f"a case of form {request.case.form} is no chat")
+        text = render_chat(messages(request.case), read_chat_style(self.checkpoint))
+        return self._plain(replace(Sample.of(request, arrays), prompt=text))
+
     def _tensor(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
         with tempfile.TemporaryDirectory() as directory:
             changed = NativeEngine()
@@ -189,11 +196,12 @@ _WAYS: dict[ProbeKind, _Way] = {
     "ids": NativeEngine._ids,
     "expanded": NativeEngine._expanded,
     "tensor": NativeEngine._tensor,
+    "chat": NativeEngine._chat,
 }
 
 _ABSENT: dict[ProbeKind, str] = {
     "padding": "native packs its batches and has no padding",
     "prefix_cache": "native keeps nothing from one prompt to the next",
     "static_cache": "native has one kind of cache",
-    "chat": "native has no chat template",
+    "forward": "native has one way to take media",
 }

@@ -29,6 +29,7 @@ Arrays = Mapping[str, Array]
 _ABSENT: dict[ProbeKind, str] = {
     "padding": "prompts of a batch stand one after another, unpadded",
     "static_cache": "its cache is paged, there is no other",
+    "forward": "it has one way to take media",
 }
 
 

@@ -21,7 +21,7 @@ _PLACES = 64
 
 def kinds(properties: Collection[Property], model: str) -> tuple[ProbeKind, ...]:
     """Kinds of probe that check one of these properties and that some prompt of the model can be given."""
-    needed = {"expanded": "image", "chat": "chat"}
+    needed = {"expanded": "image", "chat": "chat", "forward": "video"}
     has = abilities(model)
     return tuple(kind for kind, prop in PROBES.items() if prop in properties and needed.get(kind) in (None, *has))
 
@@ -29,8 +29,8 @@ def kinds(properties: Collection[Property], model: str) -> tuple[ProbeKind, ...]
 def applies_to(kind: ProbeKind, case: Case) -> bool:
     """Whether a kind of probe has a meaning for a case.
 
-    `expanded` needs bare images and nothing else; `chat` a chat; `decode` a text behind the last medium. `ids` and
-    `expanded` start from the bare prompt.
+    `expanded` needs bare images and nothing else; `chat` a chat; `decode` a text behind the last medium; `forward` a
+    video. `ids` and `expanded` start from the bare prompt.
     """
     media = [part for part in case.parts if part.medium]
     bare = not any(part.expanded for part in media)
@@ -38,7 +38,7 @@ def applies_to(kind: ProbeKind, case: Case) -> bool:
         return bool(media) and bare and len(media) == len(case.images) and case.form != "chat"
     if kind == "decode":
         return case.form != "raw" or not media or case.parts[-1].medium is None
-    return {"chat": case.form == "chat", "ids": bare}.get(kind, True)
+    return {"chat": case.form == "chat", "ids": bare, "forward": bool(case.videos)}.get(kind, True)
 
 
 def _places(case: Case) -> dict[ProbeKind, SearchStrategy[int]]:
