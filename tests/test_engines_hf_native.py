@@ -314,10 +314,10 @@ def test_a_call_leaves_the_processor_as_it_was(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_forward_of_transformers_refuses_video() -> None:
-    """It drops `num_frames_per_video` on its way: hf crashes on every video. If it does not, delete this."""
+    """It drops `num_frames_per_video` on its way: the probe `forward` crashes. If it does not, delete this."""
     engine = _loaded("hf", HEARD.model)
     with pytest.raises(ValueError, match="`num_frames_per_video` is required"):
-        record(engine, replace(HEARD, parts=(VIDEO,)))
+        record(engine, replace(HEARD, parts=(VIDEO,), probe=Probe("forward")), probe=True)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "CMYK", "I;16", "1"])

@@ -33,19 +33,24 @@ def plain(model: Any, inputs: Inputs, **options: Any) -> Tensor:
     return logits
 
 
-_VIDEO_INPUTS = ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
+_ENCODERS = {
+    "image": ("get_image_features", ("pixel_values", "image_position_ids")),
+    "video": ("get_video_features", ("pixel_values_videos", "video_position_ids", "num_frames_per_video")),
+}
 
 
 def video_encoded_first(model: Any, inputs: Inputs, **options: Any) -> Tensor:
-    """Videos through their encoder first, as `generate` does it, then the model with `mm_encoder_outputs`.
+    """With a video as `generate` does it: what is seen through its encoder, then the model with `mm_encoder_outputs`.
 
     The model's own forward refuses a video in 5.19, which the probe `forward` shows; all else goes in plainly.
     """
-    given = {name: inputs[name] for name in _VIDEO_INPUTS if name in inputs}
-    if not given:
+    if "pixel_values_videos" not in inputs:
         return plain(model, inputs, **options)
-    rest = {name: value for name, value in inputs.items() if name not in given}
-    encoded = {"video": model.model.get_video_features(**given, return_dict=True)}
+    rest, encoded = dict(inputs), {}
+    for medium, (encoder, names) in _ENCODERS.items():
+        given = {name: rest.pop(name) for name in names if name in rest}
+        if given:
+            encoded[medium] = getattr(model.model, encoder)(**given, return_dict=True)
     return plain(model, rest, mm_encoder_outputs=encoded, **options)
 
 
