@@ -81,6 +81,9 @@ def _worst(arrays: Sequence[Array]) -> float:
 def _paired(stage: str, items: int, left: Side, right: Side) -> list[tuple[Array, Array]] | str:
     """The arrays of both sides item by item, or how their shapes or their number part."""
     keys = [f"{stage}.{index}" for index in range(items)]
+    if stage.startswith("audio"):
+        # A recording of no soft token leaves no rows: some engines then record none, others an array of none.
+        keys = [key for key in keys if any(len(side.arrays.get(key, ())) for side in (left, right))]
     absent = [f"{side.name} has no {key}" for key in keys for side in (left, right) if key not in side.arrays]
     if absent:
         return ", ".join(absent)

@@ -103,6 +103,8 @@ class HfEngine:
         return self._scored(samples, self._prepared(samples), ours, score)
 
     def _prepared(self, samples: Sequence[Sample]) -> Inputs:
+        if len({sample.expanded for sample in samples}) > 1:
+            raise Unsupported("one prompt is expanded and the other is not: one call takes texts or ids")
         return self._checked(partial(by_ids if samples[0].expanded else by_text, self.processor, samples))
 
     def _checked(self, prepare: Callable[[], Any]) -> Inputs:

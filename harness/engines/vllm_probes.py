@@ -5,7 +5,6 @@ Each probe makes sure that it did what it is named after: one batch, several chu
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +14,9 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from safetensors.torch import save_file
 
-from harness.checkpoint import shards, tensors
 from harness.engines.base import Array, Recording, Rejected, Unsupported
-from harness.engines.inputs import Media
+from harness.engines.inputs import Media, with_changed_tensor
 from harness.engines.vllm_media import counted, multi_modal_data, prompt
 from harness.render import messages, render
 from harness.schema import ProbeKind, Request, SoftTokenBudget
@@ -207,7 +204,7 @@ def _tensor(engine: Any, request: Request, media: Media, _arrays: Arrays, at: in
     """With other weights, reloaded in place: to the bit what another engine gives, in a fifth of the time."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        _weights_of(engine, _with_changed_tensor(engine.checkpoint, at, Path(scratch))),
+        _weights_of(engine, with_changed_tensor(engine.checkpoint, at, Path(scratch))),
     ):
         return _scored(engine, request, media)
 
@@ -228,17 +225,6 @@ def _weights_of(engine: Any, checkpoint: Path) -> Iterator[None]:
     finally:
         reload(engine.checkpoint)
         engine.broken = False
-
-
-def _with_changed_tensor(checkpoint: Path, at: int, directory: Path) -> Path:
-    """The checkpoint in `directory`, tensor number `at` modulo their number (by name) changed: t becomes -2 t + 0.5."""
-    known = dict(tensors(checkpoint))
-    name = sorted(known)[at % len(known)]
-    left_out = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json")
-    shutil.copytree(checkpoint, directory, ignore=left_out, dirs_exist_ok=True)
-    known[name] = -2 * known[name] + 0.5
-    save_file(known, directory / shards(directory)[0].name, metadata={"format": "pt"})
-    return directory
 
 
 _PROBES: dict[ProbeKind, Callable[[Any, Request, Media, Arrays, int], Recording]] = {

@@ -266,7 +266,7 @@ class Gemma4:
     def audio_rows(self, number: int, audio: AudioFrames, tap: Tap) -> Tensor:
         """The rows of one recording: (S, H). One too short for a soft token has none and is not run."""
         device, width = self.network.decoder.embedding.device, self.config.text.hidden
-        rows = torch.empty(0, width, device=device)
+        rows = torch.empty(0, width, device=device, dtype=self.network.decoder.embedding.dtype)
         if audio.soft_tokens and self.network.audio is not None:
             rows = self.network.audio(audio.frames.to(device))
         return tap.record(f"audio_features.{number}", rows)

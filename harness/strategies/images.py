@@ -21,8 +21,8 @@ MAX_SIDE_PX = 20_000
 Size = tuple[int, int]
 
 # Mostly RGB and upright: what an engine does with other modes or a tag would otherwise stand in the way of all else.
-_MODES: tuple[ColourMode, ...] = ("RGB",) * 24 + ("L", "RGBA", "L", "RGBA", "LA", "P", "CMYK", "I;16", "1")
-_ORIENTATIONS = (1,) * 24 + tuple(range(2, 9))
+_MODES: tuple[ColourMode, ...] = ("RGB",) * 40 + ("L", "RGBA", "LA", "P", "CMYK", "I;16", "1")
+_ORIENTATIONS = (1,) * 200 + tuple(range(2, 9))
 
 _STEPS = 2**20
 """Of a logarithmic scale: fine enough that every side up to 20,000 px is some step's."""
