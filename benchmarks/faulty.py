@@ -1,8 +1,8 @@
 """The native engine with one seeded fault, as a worker's engine: `benchmarks.faulty:FaultyNative`.
 
 A fault is an edit of one place in the source, in a copy that only this process sees; the environment variable
-`GEMMA4_HARNESS_FAULT` names it. It can never be mistaken for a result: its versions say which fault it has, and no subject
-of `harness run` can name it.
+`GEMMA4_HARNESS_FAULT` names it. It can never be mistaken for a result: its versions say which fault it has, and no
+subject of `harness run` can name it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How many cases the harness needs to see a mistake, and how long to make the smallest case of it.
 
-    uv run python benchmarks/power.py [--faults NAME,...] [--cases 400] [--seed 0] [--null 2000] [--json FILE] [--table FILE]
+    uv run python benchmarks/power.py [--faults NAME,...] [--cases 400] [--seed 0] [--null 2000] [--json FILE]
 
 Each fault of faults.toml is planted in a copy of the native engine, which runs beside the native engine over generated
 cases of all properties until something is found; then that case is shrunk. With --null, native runs beside another

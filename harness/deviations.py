@@ -17,13 +17,18 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import UserError
-from harness.render import is_expanded
 from harness.schema import Case, Finding
-from harness.spec import is_exact_ratio, soft_tokens
+from harness.spec import AUDIO_RATE_HZ, is_exact_ratio, soft_tokens
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "cases" / "deviations"
 
-Trait = Literal["image", "expanded", "alpha", "exact-ratio", "rounding-sensitive"]
+Trait = Literal[
+    "image", "audio", "video", "visual", "media", "expanded", "mixed", "alpha", "oriented", "exact-ratio",
+    "rounding-sensitive", "short-audio", "other-rate", "whole-video",
+]  # fmt: skip
+
+_SHORT_SAMPLES = 128
+"""A recording that transformers pads to one multiple of this has no frame for its second convolution."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +68,30 @@ class Deviation:
 
 
 def traits(case: Case) -> set[Trait]:
-    """What a deviation may require of a case."""
-    found: set[Trait] = set()
-    if case.images:
-        found.add("image")
-    if is_expanded(case):
-        found.add("expanded")
-    if any(image.mode == "RGBA" for image in case.images):
-        found.add("alpha")
-    sizes = [(image.width_px, image.height_px, case.max_soft_tokens) for image in case.images]
-    if any(is_exact_ratio(*size) for size in sizes):
-        found.add("exact-ratio")
-    if any(soft_tokens(*size).rounding_sensitive for size in sizes):
-        found.add("rounding-sensitive")
-    return found
+    """What a deviation may require of a case; a batch companion counts as part of it."""
+    parts = (*case.parts, *(case.probe.companion if case.probe else ()))
+    media = [part for part in parts if part.medium]
+    images = [part.image for part in parts if part.image]
+    audios = [part.audio for part in parts if part.audio]
+    videos = [part.video for part in parts if part.video]
+    sizes = [(image.width_px, image.height_px, case.max_soft_tokens) for image in images]
+    holds: dict[Trait, bool] = {
+        "image": bool(images),
+        "audio": bool(audios),
+        "video": bool(videos),
+        "visual": bool(images or videos),
+        "media": bool(media),
+        "expanded": any(part.expanded for part in media),
+        "mixed": len({part.expanded for part in media}) > 1,
+        "alpha": any(image.mode in ("RGBA", "LA") for image in images),
+        "oriented": any(image.orientation != 1 for image in images),
+        "exact-ratio": any(is_exact_ratio(*size) for size in sizes),
+        "rounding-sensitive": any(soft_tokens(*size).rounding_sensitive for size in sizes),
+        "short-audio": any(audio.samples <= _SHORT_SAMPLES for audio in audios),
+        "other-rate": any(audio.rate_hz != AUDIO_RATE_HZ for audio in audios),
+        "whole-video": any(video.indices is None for video in videos),
+    }
+    return {trait for trait, held in holds.items() if held}
 
 
 def load_deviations(directory: Path = DIRECTORY) -> list[Deviation]:

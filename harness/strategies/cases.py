@@ -15,7 +15,7 @@ from hypothesis.strategies import DrawFn
 from harness.schema import PROPERTIES, Case, ModelType, Part, ProbeKind, Property, SoftTokenBudget
 from harness.strategies.audio import audio_specs, plain_recordings, ragged_pairs
 from harness.strategies.images import image_specs, plain_images
-from harness.strategies.lengths import PROMPT_TOKENS
+from harness.strategies.lengths import PROMPT_TOKENS, USUAL_TOKENS, parts_tokens_at_most
 from harness.strategies.mix import weighted
 from harness.strategies.models import abilities, applies
 from harness.strategies.probes import kinds, probes_of
@@ -45,7 +45,7 @@ only some models; so that 3,200 cases over the five published variants give each
 _REDUCED: tuple[ModelType, ...] = ("bfloat16", "float16")
 
 # Large budgets cost seconds on a CPU, so they are drawn less often; every budget is drawn in any long run.
-_BUDGETS: tuple[SoftTokenBudget, ...] = (70,) * 8 + (140,) * 5 + (280,) * 8 + (560,) * 2 + (1120,)
+_BUDGETS: tuple[SoftTokenBudget, ...] = (70,) * 20 + (140,) * 8 + (280,) * 6 + (560, 1120)
 
 
 def aims(model: str, properties: Collection[Property]) -> dict[Property, int]:
@@ -141,6 +141,10 @@ def _placed(draw: DrawFn, needed: Sequence[Part], has: frozenset[str], budget: S
     wanted = [(draw(perhaps_texts()), part) for part in needed]
     kept = fitting([*wanted, *rest], budget, PROMPT_TOKENS)
     rest = kept[len(wanted) :]
+    # Most prompts are short: otherwise half of a run goes to a tenth of its cases.
+    room = draw(st.sampled_from((USUAL_TOKENS,) * 7 + (PROMPT_TOKENS,)))
+    while rest and parts_tokens_at_most(parts_of([*kept[: len(wanted)], *rest], ""), budget) > room:
+        rest.pop()
     for item in kept[: len(wanted)]:
         rest.insert(draw(st.integers(0, len(rest))), item)
     return rest
