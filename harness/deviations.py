@@ -18,13 +18,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import UserError
 from harness.schema import Case, Finding
-from harness.spec import AUDIO_RATE_HZ, is_exact_ratio, soft_tokens
+from harness.spec import AUDIO_MAX_SAMPLES, AUDIO_RATE_HZ, is_exact_ratio, soft_tokens
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "cases" / "deviations"
 
 Trait = Literal[
     "image", "audio", "video", "visual", "media", "expanded", "mixed", "alpha", "oriented", "exact-ratio",
-    "rounding-sensitive", "short-audio", "other-rate", "whole-video",
+    "rounding-sensitive", "short-audio", "long-audio", "other-rate", "whole-video",
 ]  # fmt: skip
 
 _SHORT_SAMPLES = 128
@@ -81,13 +81,14 @@ def traits(case: Case) -> set[Trait]:
         "video": bool(videos),
         "visual": bool(images or videos),
         "media": bool(media),
-        "expanded": any(part.expanded for part in media),
+        "expanded": any(part.expanded for part in media) or (case.probe is not None and case.probe.kind == "expanded"),
         "mixed": len({part.expanded for part in media}) > 1,
         "alpha": any(image.mode in ("RGBA", "LA") for image in images),
         "oriented": any(image.orientation != 1 for image in images),
         "exact-ratio": any(is_exact_ratio(*size) for size in sizes),
         "rounding-sensitive": any(soft_tokens(*size).rounding_sensitive for size in sizes),
         "short-audio": any(audio.samples <= _SHORT_SAMPLES for audio in audios),
+        "long-audio": any(audio.samples > AUDIO_MAX_SAMPLES for audio in audios),
         "other-rate": any(audio.rate_hz != AUDIO_RATE_HZ for audio in audios),
         "whole-video": any(video.indices is None for video in videos),
     }

@@ -10,7 +10,7 @@ import pytest
 
 from harness.deviations import DIRECTORY, Deviation, Trait, explain, load_deviations, traits
 from harness.errors import UserError
-from harness.schema import Case, Finding, ImageSpec, Part
+from harness.schema import AudioSpec, Case, Finding, ImageSpec, Part, Probe, VideoSpec
 
 CASE = Case("tiny-31b", (Part(text="a"), Part(image=ImageSpec(64, 64, "RGBA"))))
 VERSIONS = {"vllm": "0.32.0", "transformers": "5.19.0"}
@@ -77,8 +77,19 @@ def test_a_case_without_the_traits_is_not_explained(part: Part) -> None:
     assert not _explains(case=replace(CASE, parts=(part,)))
 
 
+_IMAGE, _CLIP = Part(image=ImageSpec(65, 64)), Part(video=VideoSpec(2, 9, 9, indices=(0, 1)))
 TRAITS: dict[Trait, Case] = {
-    "image": Case("m", (Part(image=ImageSpec(65, 64)),)),
+    "image": Case("m", (_IMAGE,)),
+    "audio": Case("m", (Part(audio=AudioSpec(700)),)),
+    "video": Case("m", (_CLIP,)),
+    "visual": Case("m", (_CLIP,)),
+    "media": Case("m", (Part("a"),), probe=Probe("batch", companion=(_IMAGE,))),
+    "mixed": Case("m", (_IMAGE, replace(_IMAGE, expanded=True))),
+    "oriented": Case("m", (Part(image=ImageSpec(65, 64, orientation=6)),)),
+    "short-audio": Case("m", (Part(audio=AudioSpec(128)),)),
+    "long-audio": Case("m", (Part(audio=AudioSpec(480_001)),)),
+    "other-rate": Case("m", (Part(audio=AudioSpec(700, 8_000)),)),
+    "whole-video": Case("m", (Part(video=VideoSpec(40, 9, 9)),)),
     "expanded": Case("m", (Part(image=ImageSpec(65, 64), expanded=True),)),
     "alpha": Case("m", (Part(image=ImageSpec(65, 64, "RGBA")),)),
     "exact-ratio": Case("m", (Part(image=ImageSpec(280, 1)),), 280),
@@ -90,7 +101,7 @@ TRAITS: dict[Trait, Case] = {
 def test_each_trait_has_a_case(trait: Trait) -> None:
     """Every trait is found in a case made for it, and in no plain image beside those that imply it."""
     assert trait in traits(TRAITS[trait])
-    assert traits(TRAITS["image"]) == {"image"}
+    assert traits(TRAITS["image"]) == {"image", "visual", "media"}
     assert traits(Case("m", (Part(text="a"),))) == set()
 
 

@@ -140,7 +140,7 @@ def _inputs_differ(left: Side, right: Side, limits: Limits) -> bool:
     """Whether some medium entered the two models differently; that one side lacks a stage is not said here."""
     for key in left.arrays.keys() & right.arrays.keys():
         stage = key.partition(".")[0]
-        if stage in ("pixels", "video_pixels", "audio_input"):
+        if stage in ("pixels", "positions", "video_pixels", "video_positions", "audio_input"):
             a, b, limit = left.arrays[key], right.arrays[key], input_limit(stage, limits)
             # A NaN is a difference: no comparison with it is true.
             if a.shape != b.shape or not bool((np.abs(a - b) <= limit).all()):

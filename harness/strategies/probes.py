@@ -65,7 +65,9 @@ def companions(draw: DrawFn, case: Case) -> tuple[Part, ...]:
 @st.composite
 def probes_of(draw: DrawFn, kind: ProbeKind, case: Case) -> Probe:
     """Probes of one kind for a case; `repeat` is without a companion half of the time."""
-    if kind in ("batch", "batch_last") or (kind == "repeat" and draw(st.booleans())):
+    # An expanded prompt cannot be run again at another budget.
+    alone = kind == "repeat" and not any(part.expanded for part in case.parts) and draw(st.booleans())
+    if kind in ("batch", "batch_last", "repeat") and not alone:
         return Probe(kind, companion=draw(companions(case)))
     places = _places(case)
     return Probe(kind, draw(places[kind]) if kind in places else 0)
