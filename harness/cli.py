@@ -38,6 +38,11 @@ app.add_typer(zoo_app, name="zoo")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def _models(text: str) -> tuple[str, ...]:
+    groups = {"variants": NAMES, "all": (*NAMES, *FEATURE_NAMES)}
+    return groups.get(text, split(text))
+
+
 def _properties(text: str) -> tuple[Property, ...]:
     if text == "all":
         return tuple(PROPERTIES)
@@ -75,7 +80,13 @@ def run(
     context: typer.Context,
     profile: Annotated[str, typer.Option(help=f"How many cases: {session.PROFILES}.")] = "smoke",
     subjects: Annotated[str, typer.Option(help="Comma-separated; the first is the reference of KL.")] = "",
-    models: Annotated[str, typer.Option(help="all, zoo names, or checkpoint directories; comma-separated.")] = "all",
+    models: Annotated[
+        str,
+        typer.Option(
+            help="variants (the five published ones), all (every zoo model), zoo names, or checkpoint directories; "
+            "comma-separated. Default: variants, and all for the nightly profile."
+        ),
+    ] = "",
     cases: Annotated[int | None, typer.Option(min=1, help="Cases in all, spread over the models.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other cases.")] = 0,
     properties: Annotated[str, typer.Option(help="all, or P1 to P12, comma-separated.")] = "all",
@@ -101,7 +112,7 @@ def run(
         plan = session.plan_of(kept)
     else:
         plan = session.Plan(
-            models=NAMES if models == "all" else split(models),
+            models=_models(models or ("all" if profile == "nightly" else "variants")),
             subjects=split(subjects) or session.DEFAULT_SUBJECTS,
             cases=cases or session.PROFILES[one_of("--profile", profile, tuple(session.PROFILES))],
             seed=seed,
@@ -209,7 +220,7 @@ def zoo_verify(
     console = Console()
     session.require_available(split(subjects))
     with console.status("loading checkpoints", spinner="dots"):
-        verified = doctor.verify(NAMES if models == "all" else split(models), split(subjects))
+        verified = doctor.verify(_models(models), split(subjects))
     show.verified(console, verified)
     raise typer.Exit(0 if all(entry.sound for entry in verified) else 1)
 
