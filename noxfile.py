@@ -38,6 +38,18 @@ def shrink(session: nox.Session) -> None:
 
 
 @nox.session
+def sweep(session: nox.Session) -> None:
+    """Every size up to 5,000 x 5,000 px at every budget, asked of each engine's own counting function."""
+    _uv(session, "harness", "sweep", "--budget", "all", "--max-side", "5000")
+
+
+@nox.session
+def power(session: nox.Session) -> None:
+    """Seeded faults: cases to detect each, time to its smallest case, and false alarms of correct engines."""
+    _uv(session, "python", "-m", "benchmarks.power", "--null", "2000", "--table", "docs/power.md")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """What the harness adds to what the engines take, as a ratio."""
     _uv(session, "python", "benchmarks/overhead.py")

@@ -34,6 +34,15 @@ from harness.zoo import NAMES
 ROOT = Path(__file__).resolve().parents[1]
 
 
+HEADER = """# Power: seeded faults, and how many cases it takes to see them
+
+Written by `nox -s power`. Each fault is an edit of one place in a copy of the native engine (`benchmarks/faults.toml`), of a
+kind that was made in public. The copy runs beside the native engine over generated cases of all properties, on the models
+on which the fault can show; `cases` counts up to and with the first that shows it. `found as` is all that case showed;
+then it is shrunk on the warm engines.
+"""
+
+
 @dataclass(frozen=True)
 class Detected:
     """What became of one fault. `cases` counts the cases up to and with the first that showed it; None if none did."""
@@ -123,7 +132,7 @@ def null(names: Sequence[str], cases: int, seed: int) -> dict[str, Any]:
 
 def table(detected: Sequence[Detected], nulls: Sequence[dict[str, Any]]) -> str:
     """The result as Markdown."""
-    lines = ["| fault | cases | found as | smallest case | shrunk in |", "| --- | --- | --- | --- | --- |"]
+    lines = [HEADER, "| fault | cases | found as | smallest case | shrunk in |", "| --- | --- | --- | --- | --- |"]
     for entry in detected:
         found = entry.found or "**not found**"
         shrunk = f"{entry.shrink_s:.1f} s, {entry.tried} tried" if entry.cases else ""
