@@ -90,6 +90,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     return result
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deviations are asked last, when every case has been run."""
+    items.sort(key=lambda item: "deviation" in getattr(item, "fixturenames", ()))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Deviations that went away are good news that somebody must hear; what was not comparable is never silent."""
     suite = config.stash.get(_SUITE, None)

@@ -36,10 +36,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 HEADER = """# Power: seeded faults, and how many cases it takes to see them
 
-Written by `nox -s power`. Each fault is an edit of one place in a copy of the native engine (`benchmarks/faults.toml`), of a
-kind that was made in public. The copy runs beside the native engine over generated cases of all properties, on the models
-on which the fault can show; `cases` counts up to and with the first that shows it. `found as` is all that case showed;
-then it is shrunk on the warm engines.
+Written by `nox -s power`. Each fault is an edit of one place in a copy of the native engine
+(`benchmarks/faults.toml`), of a kind that was made in public. The copy runs beside the native engine over generated
+cases of all properties, on the models on which the fault can show. `cases` counts up to and with the first that shows
+it, `found as` is all that this case showed; then it is shrunk on the warm engines.
 """
 
 

@@ -10,6 +10,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -247,12 +248,25 @@ def stale_deviations(run: RunStore, plan: Plan) -> list[str]:
 
 
 def _was_tried(deviation: Deviation, ran: Sequence[Case], header: dict[str, Any], plan: Plan) -> bool:
-    parts = {part for signature in deviation.signatures for part in signature.split("/")}
-    subjects = parts & header.get("subjects", {}).keys()
-    versions = {k: v for name in subjects for k, v in header["subjects"][name]["version"].items()}
     return (
         deviation.always
-        and bool(parts & {*subjects, "reference"})
-        and bool(parts & {*plan.properties})
-        and any(deviation.applies(case, versions, plan.device) for case in ran)
+        and bool({signature.split("/")[0] for signature in deviation.signatures} & {*plan.properties})
+        and _was_met(deviation, ran, header, plan)
     )
+
+
+def _was_met(deviation: Deviation, ran: Sequence[Case], header: dict[str, Any], plan: Plan) -> bool:
+    """Whether a suspect that a signature names ran, in the versions that are named, a case with all that is required."""
+    parts = {part for signature in deviation.signatures for part in signature.split("/")}
+    named = [name for name in header.get("subjects", {}) if any(fnmatchcase(name, part) for part in parts)]
+    versions = {k: v for name in named for k, v in header["subjects"][name]["version"].items()}
+    return bool(named or "reference" in parts) and any(deviation.applies(case, versions, plan.device) for case in ran)
+
+
+def unmet_deviations(run: RunStore, plan: Plan) -> list[str]:
+    """Deviations that no case of this run could have shown."""
+    if not plan.deviations:
+        return []
+    header = run.header()
+    ran = [case for case in run.cases() if case.id in run.finished()]
+    return [deviation.name for deviation in load_deviations() if not _was_met(deviation, ran, header, plan)]

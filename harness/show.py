@@ -50,6 +50,12 @@ def run(console: Console, frames: Frames, document: dict[str, Any], stale: Seque
     console.print(str(page), soft_wrap=True)
 
 
+def unmet(console: Console, names: Sequence[str]) -> None:
+    """Deviations of which a run says nothing."""
+    if names:
+        console.print(f"deviations that no case met: {', '.join(names)}", style="dim")
+
+
 def _matrix(frames: Frames) -> Table:
     table = _table("Agreement (verdicts)", "pair", *PROPERTIES)
     for pair, row in agreement(frames).iterrows():

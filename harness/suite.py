@@ -99,6 +99,12 @@ class Suite:
         """Deviations that applied to a case of this session and explained nothing in any."""
         return sorted(self._applied - self._explained_by)
 
+    def holds(self, name: str) -> bool | None:
+        """Whether a deviation explained something in this session; None if no case met it that it always shows in."""
+        if name in self._explained_by:
+            return True
+        return False if name in self._applied else None
+
     def close(self) -> None:
         """End the subjects."""
         self._fleet.close()

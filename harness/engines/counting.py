@@ -31,6 +31,10 @@ Row = npt.NDArray[np.uint16]
 class Counter:
     """An engine's own arithmetic: soft tokens of images and of recordings."""
 
+    def image(self, height_px: int, width_px: int, budget: int) -> object:
+        """One bare call of the engine's function, whatever it returns."""
+        raise NotImplementedError
+
     def images(self, height_px: int, widths_px: range, budget: int) -> Row:
         """Soft tokens of an image of that height, for each width: (widths,)."""
         raise NotImplementedError
@@ -52,6 +56,10 @@ class HfCounter(Counter):
         self.size = get_aspect_ratio_preserving_size
         self.pooling = self.processor.image_processor.pooling_kernel_size
         self.patch_px = self.processor.image_processor.patch_size
+
+    def image(self, height_px: int, width_px: int, budget: int) -> object:
+        """The size in pixels."""
+        return self.size(height_px, width_px, self.patch_px, budget * self.pooling**2, self.pooling)
 
     def images(self, height_px: int, widths_px: range, budget: int) -> Row:
         """The area of the size that the image is resized to, in soft tokens."""
@@ -82,6 +90,10 @@ class VllmCounter(Counter):
         held = SimpleNamespace(patch_size=vision.patch_size, pooling_kernel_size=vision.pooling_kernel_size)
         self.info.get_hf_config = lambda: SimpleNamespace(vision_config=held)
 
+    def image(self, height_px: int, width_px: int, budget: int) -> object:
+        """The number of placeholders that the prompt side makes."""
+        return self.info._compute_num_soft_tokens(width_px, height_px, budget)
+
     def images(self, height_px: int, widths_px: range, budget: int) -> Row:
         """The number of placeholders that the prompt side makes."""
         count = self.info._compute_num_soft_tokens
@@ -102,6 +114,10 @@ class NativeCounter(Counter):
 
         del checkpoint
         self.size, self.audio_tokens = native.reference_size, audio_tokens
+
+    def image(self, height_px: int, width_px: int, budget: int) -> object:
+        """The size in pixels."""
+        return self.size(height_px, width_px, budget)
 
     def images(self, height_px: int, widths_px: range, budget: int) -> Row:
         """The area of the size that the image is resized to, in soft tokens."""
