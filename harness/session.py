@@ -256,7 +256,7 @@ def _was_tried(deviation: Deviation, ran: Sequence[Case], header: dict[str, Any]
 
 
 def _was_met(deviation: Deviation, ran: Sequence[Case], header: dict[str, Any], plan: Plan) -> bool:
-    """Whether a suspect that a signature names ran, in the versions that are named, a case with all that is required."""
+    """Whether a suspect that a signature names ran, in the versions named, a case with all that is required."""
     parts = {part for signature in deviation.signatures for part in signature.split("/")}
     named = [name for name in header.get("subjects", {}) if any(fnmatchcase(name, part) for part in parts)]
     versions = {k: v for name in named for k, v in header["subjects"][name]["version"].items()}
