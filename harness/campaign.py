@@ -242,6 +242,7 @@ class Campaign:
             Limits.of(dtype),
             checkpoint.layers,
             unified=checkpoint.config["model_type"] == "gemma4_unified",
+            experts=bool(checkpoint.config["text_config"].get("enable_moe_block")),
             read=checkpoint.read,
         )
         self.timing.startup_s += time.perf_counter() - started

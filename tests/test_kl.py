@@ -262,3 +262,21 @@ def test_a_prompt_of_one_token_agrees() -> None:
 def test_too_few_hidden_states_for_the_prompt_differ() -> None:
     """A subject whose states do not fit its own prompt is a finding, not the end of a campaign."""
     assert logprobs.check(_side("a", HIDDEN_STATES[:-2]), CONTEXT).verdict != "agree"
+
+
+def test_a_tie_between_experts_is_passed_over_and_a_wrong_router_is_not() -> None:
+    """One small outlier in 300 positions of a model with experts; not two, not a large one, not without experts."""
+    quiet = np.full(300, 1e-9)
+    tie = quiet.copy()
+    tie[7] = 1.5e-3
+    assert kl.judged(tie, experts=False) == 7
+    assert tie[kl.judged(tie, experts=True)] == 1e-9
+    twice = tie.copy()
+    twice[9] = 1e-3
+    assert kl.judged(twice, experts=True) == 9
+    large = quiet.copy()
+    large[7] = 0.06
+    assert kl.judged(large, experts=True) == 7
+    lost = tie.copy()
+    lost[3] = np.nan
+    assert kl.judged(lost, experts=True) == 3

@@ -60,8 +60,12 @@ class Limits:
 _LIMITS = {
     "float32": Limits(kl_nats=1e-5, logprob_nats=1e-4, feature_relative=1e-5, pixel_absolute=0.0),
     # vLLM rounds pixels to the compute type: half a unit in the last place of [0.5, 1].
-    "bfloat16": Limits(kl_nats=2.0, logprob_nats=0.15, feature_relative=0.06, pixel_absolute=2**-9),
-    "float16": Limits(kl_nats=0.7, logprob_nats=0.025, feature_relative=0.004, pixel_absolute=2**-12),
+    "bfloat16": Limits(
+        kl_nats=2.0, logprob_nats=0.15, feature_relative=0.06, pixel_absolute=2**-9, audio_absolute=0.03
+    ),
+    "float16": Limits(
+        kl_nats=0.7, logprob_nats=0.025, feature_relative=0.004, pixel_absolute=2**-12, audio_absolute=0.005
+    ),
 }
 
 
@@ -74,6 +78,7 @@ class Context:
     limits: Limits
     layers: tuple[LayerRule, ...] = ()
     unified: bool = False
+    experts: bool = False
     read: Callable[[Sequence[int]], str] = str
     """Token ids -> the text that they stand for."""
 

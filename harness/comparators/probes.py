@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.comparators import visibility
 from harness.comparators.base import Array, Context, Side, judge
-from harness.comparators.kl import diverge
+from harness.comparators.kl import diverge, judged
 from harness.schema import PROBES, Case, Verdict
 
 
@@ -52,7 +52,7 @@ def largest_kl(plain: Array, probed: Array, context: Context) -> tuple[float, st
     if np.array_equal(*states):
         return 0.0, ""
     kl = diverge(states, context.head, ("",) * common)[0, 1].kl_left_right
-    worst = int(np.argmax(kl))
+    worst = judged(kl, experts=context.experts)
     return float(kl[worst]), f"largest at position {worst + len(plain) - common} of {len(plain)}; mean {kl.mean():.3g}"
 
 
