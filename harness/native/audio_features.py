@@ -106,7 +106,6 @@ def _checked(samples: np.ndarray) -> Tensor:
             f"audio must be float32 or float64 of shape (samples,), got {samples.dtype} {samples.shape}; "
             "mix to mono at 16 kHz and divide 16-bit samples by 32768"
         )
-    if not len(samples) or not np.isfinite(samples).all():
-        found = "no samples" if not len(samples) else "samples that are not finite"
-        raise ValueError(f"audio of {len(samples)} samples has {found}; check how it was read")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"audio of {len(samples)} samples has some that are not finite; check how it was read")
     return torch.from_numpy(np.ascontiguousarray(samples))
