@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from harness.campaign import Options
@@ -37,6 +38,11 @@ _SHOWN_REASONS = 12
 _SUITE = pytest.StashKey[Suite]()
 
 Require = Callable[[Case, Property], None]
+
+
+def pytest_configure() -> None:
+    """One thread: a layer of a tiny model takes microseconds, and beside busy workers a second thread only waits."""
+    torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
