@@ -239,12 +239,17 @@ def stale_deviations(run: RunStore, plan: Plan) -> list[str]:
         return []
     header = run.header()
     explained = set(run.frame("findings")["deviation"])
-    ran = [case for case in run.cases() if case.id in run.finished()]
+    ran = _ran(run)
     return [
         deviation.name
         for deviation in load_deviations()
         if deviation.name not in explained and _was_tried(deviation, ran, header, plan)
     ]
+
+
+def _ran(run: RunStore) -> list[Case]:
+    finished = run.finished()
+    return [case for case in run.cases() if case.id in finished]
 
 
 def _was_tried(deviation: Deviation, ran: Sequence[Case], header: dict[str, Any], plan: Plan) -> bool:
@@ -268,5 +273,5 @@ def unmet_deviations(run: RunStore, plan: Plan) -> list[str]:
     if not plan.deviations:
         return []
     header = run.header()
-    ran = [case for case in run.cases() if case.id in run.finished()]
+    ran = _ran(run)
     return [deviation.name for deviation in load_deviations() if not _was_met(deviation, ran, header, plan)]
