@@ -35,7 +35,7 @@ _SEED_STEP = 7_919
 _SHORT = 40
 """Fewer cases than this of a model make a short run."""
 
-PROFILES = {"smoke": 75, "ci": 250, "nightly": 3_200}
+PROFILES = {"smoke": 75, "ci": 250, "nightly": 3_600}
 """Profile -> cases in all, spread evenly over the models, and within each over the properties that it is asked for."""
 
 
