@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.engines.base import Array, Recording, Rejected
+from harness.engines.base import Array, Recording, Rejected, Unsupported
 from harness.schema import Counts, LoadReport, Request
 
 HIDDEN = 80
@@ -34,6 +34,8 @@ class FakeEngine:
 
     def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
         """Obey the prompt."""
+        if request.probe:
+            raise Unsupported("a fake has one way")
         self._misbehave(request.prompt)
         ids = np.array([2, *range(10, 20)], dtype=np.int64)
         recording = Recording(counts=tuple(Counts(1, 1, 1) for _ in arrays))

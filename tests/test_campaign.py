@@ -37,7 +37,7 @@ def case(text: str) -> Case:
 
 @pytest.fixture(name="workers")
 def _workers(tmp_path: Path) -> Iterator[Fleet]:
-    workers = Fleet(fakes(), Options(timeout_s=2.0), tmp_path)
+    workers = Fleet(fakes(), Options(timeout_s=2.0, properties=("P1", "P2", "P6", "P7")), tmp_path)
     yield workers
     workers.close()
 
@@ -137,7 +137,7 @@ def test_an_interrupted_run_is_finished_without_a_lost_or_doubled_row(tmp_path: 
     carry_out(RunStore.open(tmp_path, kept.run_id), session.plan_of(kept), lambda _: None)
     frames = load_run(kept)
     assert sorted(frames.cases["case_id"]) == sorted(entry.id for entry in kept.cases())
-    assert (frames.observations.groupby(["case_id", "subject"]).size() == 1).all()
+    assert (frames.observations.groupby(["case_id", "subject", "probe"]).size() == 1).all()
     assert len(frames.observations) == 3 * 24
 
 
