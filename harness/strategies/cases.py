@@ -102,6 +102,8 @@ def _needed(draw: DrawFn, model: str, aim: Property, kind: ProbeKind | None, *, 
         return [draw(tower) for medium, tower in towers.items() if medium in abilities(model)]
     if kind == "expanded":
         return [Part(image=draw(image_specs()))]
+    if kind == "forward":
+        return [Part(video=draw(video_specs()))]
     return [draw(media(abilities(model)))] if aim == "P1" and with_media else []
 
 

@@ -10,7 +10,7 @@ from harness.strategies.video import SAMPLED_FRAMES
 
 CONTEXT_TOKENS = 4_096
 PROMPT_TOKENS = 3_000
-USUAL_TOKENS = 500
+USUAL_TOKENS = 900
 COMPANION_TOKENS = 900
 """A batch holds a prompt and its companion; both bounds together stay below the context."""
 
