@@ -99,7 +99,9 @@ def test_a_probe_agrees_with_the_plain_run(engine: Engine, kind: ProbeKind) -> N
     asked = case(_model(engine), kind)
     plain, probed = engine.side(asked), engine.side(asked, probe=True)
     assert [plain.observation.message, probed.observation.message] == ["", ""]
-    assert [(v.stage, v.verdict) for v in engine.verdicts(asked, plain, probed)] == [(kind, "agree")]
+    stages = [f"state.{kind}", kind] if kind == "repeat" else [kind]
+    judged = [(v.stage, v.verdict) for v in engine.verdicts(asked, plain, probed)]
+    assert judged == [(stage, "agree") for stage in stages]
     length, steps = len(plain.arrays["prompt_ids"]), probed.arrays["steps"].tolist()
     assert plain.arrays["steps"].tolist() == [length]
     match kind:

