@@ -526,7 +526,7 @@ def test_a_case_with_a_probe_shrinks_to_a_small_prompt(kind: ProbeKind) -> None:
     case = _shrunk(lambda case: _has_probe(kind, case))
     assert case.probe is not None
     assert case.probe.at == 0
-    assert len([part for part in case.parts if part.medium]) <= {"expanded": 1, "tensor": 2}.get(kind, 0)
+    assert len([part for part in case.parts if part.medium]) <= {"expanded": 1, "forward": 1, "tensor": 2}.get(kind, 0)
     assert sum(len(part.text) for part in case.parts) <= len("The")
 
 
