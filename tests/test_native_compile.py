@@ -15,7 +15,7 @@ from harness.native.layers import RMSNorm
 from harness.zoo import ensure
 
 ZOO = Path(__file__).parents[1] / ".harness" / "zoo"
-# The compiler adds in another order; bfloat16 and float16 round after the same steps as without it.
+# The compiler adds in another order.
 LIMIT = 3e-5
 
 

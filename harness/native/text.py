@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from .config import LayerShape, TextConfig
     from .tap import Tap
 
-# Lengths vary, and each shape of layer is compiled twice: for one token, and for any number of them. Half precision
-# rounds where it does without a compiler.
+# Lengths vary, and each shape of layer is compiled twice: for one token, and for any number of them. The last option
+# asks for half precision to be rounded where it is without a compiler, which no test holds yet.
 COMPILE: Any = {"dynamic": True, "recompile_limit": 64, "options": {"emulate_precision_casts": True}}
 
 
