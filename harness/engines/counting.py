@@ -16,7 +16,7 @@ from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,20 +28,20 @@ RATE_HZ = 16_000
 Row = npt.NDArray[np.uint16]
 
 
-class Counter:
+class Counter(Protocol):
     """An engine's own arithmetic: soft tokens of images and of recordings."""
 
     def image(self, height_px: int, width_px: int, budget: int) -> object:
         """One bare call of the engine's function, whatever it returns."""
-        raise NotImplementedError
+        ...
 
     def images(self, height_px: int, widths_px: range, budget: int) -> Row:
         """Soft tokens of an image of that height, for each width: (widths,)."""
-        raise NotImplementedError
+        ...
 
     def audio(self, samples: range) -> Row:
         """Soft tokens of a recording at 16 kHz, for each length: (lengths,)."""
-        raise NotImplementedError
+        ...
 
 
 class HfCounter(Counter):
