@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from safetensors.numpy import save_file
 
+from harness.builds import ready
 from harness.checkpoint import Checkpoint
 from harness.comparators import Context, Limits, Side, compare, load_side
 from harness.comparators.kl import OutputHead
 from harness.comparators.start_up import check_loaded
 from harness.comparators.suspects import findings
 from harness.deviations import Deviation, explain
-from harness.environments import Subject, unavailable_because
+from harness.environments import Subject
 from harness.errors import EngineUnavailable
 from harness.media import arrays as media_arrays
 from harness.pool import Worker, thread_share
@@ -95,12 +96,12 @@ class Fleet:
     def __init__(self, subjects: Sequence[Subject], options: Options, logs: Path) -> None:
         """Describe the workers; a subject that cannot run here is kept, with the reason, in `absent`."""
         self.options = options
-        self.absent = {s.name: why for s in subjects if (why := unavailable_because(s))}
-        threads = thread_share(max(1, len(subjects) - len(self.absent)))
+        self.subjects = {subject.name: subject for subject in subjects}
+        self.absent: dict[str, str] = {}
+        startable = [found for subject in subjects if (found := self._ready(subject))]
+        threads = thread_share(max(1, len(startable)))
         self.workers = {
-            s.name: Worker(s, logs / f"{s.name}.log", threads=threads, timeout_s=options.timeout_s)
-            for s in subjects
-            if s.name not in self.absent
+            s.name: Worker(s, logs / f"{s.name}.log", threads=threads, timeout_s=options.timeout_s) for s in startable
         }
         self.loaded: tuple[Path, str] | None = None
         self.template = ""
@@ -108,6 +109,14 @@ class Fleet:
         self.refused: dict[str, str] = {}
         self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.workers}
         self.scratch = _scratch()
+
+    def _ready(self, subject: Subject) -> Subject | None:
+        """The subject with its environment, or None and the reason in `absent`."""
+        try:
+            return ready(subject)
+        except EngineUnavailable as error:
+            self.absent[subject.name] = str(error)
+            return None
 
     def load(self, checkpoint: Path, dtype: str = "", *, audit: bool = False) -> None:
         """Load a checkpoint into every worker at once. One that cannot is absent until the next checkpoint."""
@@ -155,6 +164,13 @@ class Fleet:
     def versions(self) -> dict[str, dict[str, str]]:
         """Package versions by subject, of the subjects that started."""
         return {name: worker.versions for name, worker in self.workers.items() if worker.versions}
+
+    @property
+    def described(self) -> dict[str, dict[str, str]]:
+        """What every subject that has a worker is: its engine, and the package versions that it started with."""
+        return {
+            name: {"engine": self.subjects[name].engine, **worker.versions} for name, worker in self.workers.items()
+        }
 
     def close(self) -> None:
         """End every worker and remove the scratch space."""
@@ -256,7 +272,10 @@ class Campaign:
         # How the model loaded is told once, with its first case.
         comparison.verdicts += self._loaded
         self._loaded = []
-        found = tuple(self._explained(case, finding) for finding in findings(case, comparison.verdicts))
+        engines = {name: subject.engine for name, subject in self.workers.subjects.items()}
+        judged = findings(case, comparison.verdicts, engines)
+        ran, device = self.workers.described, self.workers.options.device
+        found = tuple(explain(finding, case, self.deviations, ran, device) for finding in judged)
         rows, arrays = rows_of(case, sides, comparison, found)
         self.workers.discard(case)
         now = time.perf_counter()
@@ -265,7 +284,3 @@ class Campaign:
         for observation in observations:
             self.timing.engine_s[observation.subject] += observation.engine_s
         return Result(case, observations, tuple(comparison.verdicts), found, rows, arrays, tuple(sides))
-
-    def _explained(self, case: Case, finding: Finding) -> Finding:
-        versions = {k: v for name in finding.subjects for k, v in self.workers.versions.get(name, {}).items()}
-        return explain(finding, case, self.deviations, versions, self.workers.options.device)

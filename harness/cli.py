@@ -13,10 +13,10 @@ import torch
 import typer
 from rich.console import Console
 
-from harness import cli_capsule, cli_sweep, doctor, session, show
+from harness import builds, cli_capsule, cli_sweep, doctor, session, show
 from harness.deviations import load_deviations
 from harness.errors import EngineUnavailable, UserError
-from harness.options import StoreOption, one_of, progress, split, writable
+from harness.options import StoreOption, available, one_of, progress, split, writable
 from harness.schema import PROPERTIES, Property
 from harness.store import DEFAULT_STORE, RunStore, plain, write_json
 from harness.zoo import FEATURE_NAMES, NAMES, describe
@@ -124,7 +124,7 @@ def run(
         )
         session.check(plan)
         if subjects:
-            session.require_available(plan.subjects)
+            available(plan.subjects, console)
         with _watched(console) as watch:
             kept = session.start(plan, store, watch)
     _carry_out(kept, plan, console)
@@ -191,11 +191,23 @@ def report(
 
 
 @app.command("doctor")
-def doctor_command() -> None:
-    """Say which subjects run here, and why the others do not. Starts every engine."""
+def doctor_command(
+    subjects: Annotated[str, typer.Option(help="Comma-separated; builds their environments. Default: all.")] = "",
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove the environments in .harness/envs that nothing runs in.")
+    ] = False,
+) -> None:
+    """Say which subjects run here, what they can do, and why the others do not. Starts every engine that is there."""
     console = Console()
+    if prune:
+        for place in builds.prune():
+            console.print(f"removed {place}", soft_wrap=True)
+        return
+    names = split(subjects)
+    if names:
+        available(names, console)
     with console.status("starting engines", spinner="dots"):
-        examined = doctor.examine()
+        examined = doctor.examine(names)
     show.subjects(console, examined)
 
 
@@ -219,7 +231,7 @@ def zoo_verify(
 ) -> None:
     """Load each checkpoint in each engine and compare every tensor by content. Exit status 1 if one is wrong."""
     console = Console()
-    session.require_available(split(subjects))
+    available(split(subjects), console)
     with console.status("loading checkpoints", spinner="dots"):
         verified = doctor.verify(_models(models), split(subjects))
     show.verified(console, verified)

@@ -16,15 +16,15 @@ from harness import export as exporting
 from harness import hunt, show
 from harness.errors import UserError
 from harness.media import thumbnail
-from harness.options import StoreOption, chosen_subjects, progress, split, writable
+from harness.options import StoreOption, chosen_subjects, progress, writable
 from harness.replay import Replayed, Target, target, warm
 from harness.replay import replay as replay_all
-from harness.session import DEFAULT_SUBJECTS, THUMBNAIL_PX
+from harness.session import THUMBNAIL_PX
 from harness.store import DEFAULT_STORE, plain
 from reports import explanation as page
 
 Wanted = Annotated[str, typer.Argument(metavar="CAPSULE|CASE_ID")]
-Subjects = Annotated[str, typer.Option(help="Comma-separated; default: hf, vllm and native.")]
+Subjects = Annotated[str, typer.Option(help="Comma-separated; default: those of the capsule.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
@@ -38,9 +38,9 @@ def replay(
 
     Exit status 1 if one is not known to be fixed, else 2 if a file could not be read; the others run all the same.
     """
-    names = chosen_subjects(subjects)
-    readable, unreadable = _readable(targets, store)
     console = Console(stderr=json_output)
+    names = chosen_subjects(subjects, console)
+    readable, unreadable = _readable(targets, store)
     done: list[Replayed] = []
     if readable:
         with progress(console) as bar:
@@ -78,9 +78,8 @@ def shrink(
 ) -> None:
     """Find the smallest case with the same finding, and keep it as a capsule. Ctrl-C keeps the best so far."""
     entry = target(wanted, store)
-    chosen_subjects(subjects)
-    names = split(subjects) or hunt.subjects_needed(entry.finding, DEFAULT_SUBJECTS)
     console = Console(stderr=json_output)
+    names = chosen_subjects(subjects, console) or hunt.subjects_needed(entry.finding, entry.subjects)
     with progress(console) as bar, warm([entry], names, max(5.0, timeout_s / 4)) as campaign:
         task = bar.add_task(f"starting {', '.join(names)}", total=None)
 
@@ -105,8 +104,8 @@ def explain(
 ) -> None:
     """Show stage by stage, pair by pair, where a difference enters and how it grows."""
     entry = target(wanted, store)
-    names = chosen_subjects(subjects)
     console = Console(stderr=json_output)
+    names = chosen_subjects(subjects, console) or entry.subjects
     with console.status("running subjects", spinner="dots"), warm([entry], names) as campaign:
         explained = explaining.explain(entry, campaign)
     document = plain({name: value for name, value in vars(explained).items() if name != "arrays"})

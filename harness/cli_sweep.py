@@ -11,8 +11,9 @@ from rich.console import Console
 
 from harness import session, show
 from harness import sweep as sweeping
+from harness.builds import ready
 from harness.environments import resolve
-from harness.options import one_of, progress, split, writable
+from harness.options import available, one_of, progress, split, writable
 from harness.spec import SOFT_TOKEN_BUDGETS
 from harness.store import plain, write_json
 
@@ -34,8 +35,8 @@ def sweep(
     """
     console = Console(stderr=json_file == "-")
     budgets = SOFT_TOKEN_BUDGETS if budget == "all" else [_budget(name) for name in split(budget)]
-    chosen = resolve(split(subjects))
-    session.require_available(split(subjects))
+    available(split(subjects), console)
+    chosen = [ready(subject) for subject in resolve(split(subjects))]
     with progress(console) as bar:
         tasks: dict[str, Any] = {}
 

@@ -1,7 +1,8 @@
 """Known deviations: findings with a written cause, so that CI stays green and tells when one goes away. Layer 2.
 
 Each is one file in cases/deviations/. A deviation explains a finding only if everything that it names fits: the
-signature, the model, the subject's version, the device, and what the case contains.
+signature, the model, the subject's version, the device, and what the case contains. Signatures name a subject or an
+engine: what is known of an engine at a release is known of every subject that runs it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ Trait = Literal[
     "rounding-sensitive", "short-audio", "long-audio", "other-rate", "whole-video",
 ]  # fmt: skip
 
+Ran = Mapping[str, Mapping[str, str]]
+"""Subject -> what it was: its `engine`, and its packages' versions."""
+
 _SHORT_SAMPLES = 128
 """A recording that transformers pads to one multiple of this has no frame for its second convolution."""
 
@@ -49,10 +53,16 @@ class Deviation:
     name: str = ""
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def explains(self, finding: Finding, case: Case, versions: Mapping[str, str], device: str) -> bool:
-        """Whether this is the known cause of a finding in a run with those package versions on that device."""
-        matches = any(fnmatchcase(finding.signature, pattern) for pattern in self.signatures)
-        return matches and self.applies(case, versions, device)
+    def explains(self, finding: Finding, case: Case, ran: Ran, device: str) -> bool:
+        """Whether this is the known cause of a finding of those subjects on that device.
+
+        Of several subjects of one engine, the versions of the suspect count; of an undecided finding, those of any.
+        """
+        names = {finding.signature, by_engine(finding.signature, ran)}
+        blamed = [finding.suspect] if finding.suspect in ran else [name for name in finding.subjects if name in ran]
+        return any(fnmatchcase(name, pattern) for name in names for pattern in self.signatures) and any(
+            self.applies(case, versions, device) for versions in ([ran[name] for name in blamed] or [{}])
+        )
 
     def applies(self, case: Case, versions: Mapping[str, str], device: str) -> bool:
         """Whether the cause would show in this case, with those package versions on that device."""
@@ -95,6 +105,13 @@ def traits(case: Case) -> set[Trait]:
     return {trait for trait, held in holds.items() if held}
 
 
+def by_engine(signature: str, ran: Ran) -> str:
+    """A signature with the names of subjects replaced by those of their engines, each once."""
+    prop, stage, who, *rest = signature.split("/", 3)
+    engines = dict.fromkeys(ran[name]["engine"] if name in ran else name for name in who.split("+"))
+    return "/".join((prop, stage, "+".join(engines), *rest))
+
+
 def load_deviations(directory: Path = DIRECTORY) -> list[Deviation]:
     """Every deviation of a directory, by file name.
 
@@ -114,9 +131,7 @@ def _load(path: Path) -> Deviation:
     return replace(deviation, name=path.stem)
 
 
-def explain(
-    finding: Finding, case: Case, known: Sequence[Deviation], versions: Mapping[str, str], device: str
-) -> Finding:
+def explain(finding: Finding, case: Case, known: Sequence[Deviation], ran: Ran, device: str) -> Finding:
     """The finding with the name of the first deviation that explains it, if one does."""
-    fits = (deviation.name for deviation in known if deviation.explains(finding, case, versions, device))
+    fits = (deviation.name for deviation in known if deviation.explains(finding, case, ran, device))
     return replace(finding, deviation=next(fits, ""))

@@ -4,44 +4,49 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.builds import is_built, ready
 from harness.campaign import Options, fleet
-from harness.environments import SUBJECTS, resolve, unavailable_because
+from harness.environments import Subject, known_subjects, resolve
 from harness.errors import EngineUnavailable
 from harness.pool import Worker
 from harness.schema import LoadReport
 from harness.session import locate
+
+_AT_A_TIME = 2
+"""Subjects that are started side by side: each imports torch, which is work for a core."""
 
 
 @dataclass(frozen=True)
 class Examined:
     """A subject that was started: its versions, or why it cannot run here."""
 
-    name: str
+    subject: Subject
     versions: dict[str, str]
     reason: str
 
 
-def examine() -> list[Examined]:
-    """Start every known subject once."""
-    with tempfile.TemporaryDirectory() as logs:
-        return [_examine(name, Path(logs)) for name in SUBJECTS]
+def examine(names: Sequence[str] = ()) -> list[Examined]:
+    """Start subjects once, a few at a time; without names every known one. Nothing is built."""
+    subjects = resolve(names or list(known_subjects()))
+    with tempfile.TemporaryDirectory() as logs, ThreadPoolExecutor(_AT_A_TIME) as pool:
+        return list(pool.map(lambda subject: _examine(subject, Path(logs)), subjects))
 
 
-def _examine(name: str, logs: Path) -> Examined:
-    subject = SUBJECTS[name]
-    if why := unavailable_because(subject):
-        return Examined(name, {}, why)
-    worker = Worker(subject, logs / f"{name}.log", threads=1, timeout_s=1.0)
+def _examine(subject: Subject, logs: Path) -> Examined:
+    if not is_built(subject):
+        return Examined(subject, {}, f"not built yet: `harness doctor --subjects {subject.name}` builds it")
     try:
-        worker.start()
-        return Examined(name, worker.versions, "")
+        found = ready(subject)
+        with closing(Worker(found, logs / f"{subject.name}.log", threads=1, timeout_s=1.0)) as worker:
+            worker.start()
+            return Examined(subject, worker.versions, "")
     except EngineUnavailable as error:
-        return Examined(name, {}, str(error))
-    finally:
-        worker.close()
+        return Examined(subject, {}, str(error))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from harness import session
@@ -33,16 +34,26 @@ def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def chosen_subjects(text: str) -> tuple[str, ...]:
-    """Subjects that were asked for by name, which must run here, or the usual ones, which may be absent.
+def available(names: Sequence[str], console: Console) -> None:
+    """Make sure that subjects can run here; what is built for them is shown.
+
+    Raises:
+        UserError: an unknown subject, or one that cannot run here.
+    """
+    with console.status("looking for subjects", spinner="dots") as status:
+        session.require_available(names, lambda text: status.update(escape(text)))
+
+
+def chosen_subjects(text: str, console: Console) -> tuple[str, ...]:
+    """Subjects that were asked for by name, which must run here; none where none were.
 
     Raises:
         UserError: an unknown subject, or one that cannot run here.
     """
     names = split(text)
     if names:
-        session.require_available(names)
-    return names or session.DEFAULT_SUBJECTS
+        available(names, console)
+    return names
 
 
 def writable(action: Callable[[], object], target: str) -> None:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness.builds import held
 from harness.environments import Subject
 from harness.errors import EngineUnavailable
 from harness.schema import Counts, LoadReport, Observation, OutcomeKind, Request
@@ -80,9 +81,10 @@ class Worker:
     def _start(self) -> None:
         if self._process is not None:
             return
-        command = [self.subject.python, "-m", "harness.worker", self.subject.name, self.subject.engine]
+        options = json.dumps(dict(self.subject.options))
+        command = [self.subject.python, "-m", "harness.worker", self.subject.name, self.subject.engine, options]
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self._spawning, self.log_path.open("ab") as log:
+        with self._spawning, self.log_path.open("ab") as log, held(self.subject) as kept_open:
             if self._ended:
                 raise WorkerGone("crashed", "its process was ended by the harness")
             # A session of its own, so that Ctrl-C reaches the campaign alone and the campaign ends the workers.
@@ -93,6 +95,7 @@ class Worker:
                 stderr=log,
                 env=self._env,
                 start_new_session=True,
+                pass_fds=kept_open,
             )
         self.starts += 1
         self.versions = self._ask({"kind": "hello"}, START_TIMEOUT_S)["versions"]

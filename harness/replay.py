@@ -12,21 +12,25 @@ from typing import Any, Literal
 
 from harness.campaign import Campaign, Options, Result, fleet
 from harness.deviations import load_deviations
-from harness.environments import resolve
+from harness.environments import known_subjects, resolve
 from harness.schema import PROBES, PROPERTIES, Case, Finding, Property
-from harness.session import locate
+from harness.session import DEFAULT_SUBJECTS, locate
 from harness.store import find_case, read_capsule
 
 
 @dataclass(frozen=True)
 class Target:
-    """A case to run again as it was run before, and the finding that it had, if that is known."""
+    """A case to run again as it was run before, and the finding that it had, if that is known.
+
+    `subjects` are those that ran it, as far as they are known here.
+    """
 
     name: str
     case: Case
     finding: Finding | None = None
     dtype: str = Options.dtype
     device: str = Options.device
+    subjects: tuple[str, ...] = DEFAULT_SUBJECTS
 
     @property
     def property(self) -> Property | None:
@@ -44,7 +48,9 @@ def target(name: str, store: Path) -> Target:
     """
     if Path(name).suffix == ".json" or Path(name).exists():
         capsule = read_capsule(Path(name))
-        return Target(name, capsule.case, capsule.finding, capsule.dtype, capsule.device)
+        known = known_subjects()
+        subjects = tuple(name for name in capsule.subjects if name.partition("@")[0] in known) or DEFAULT_SUBJECTS
+        return Target(name, capsule.case, capsule.finding, capsule.dtype, capsule.device, subjects)
     return Target(name, find_case(store, name))
 
 
@@ -77,12 +83,19 @@ class Replayed:
         return self.status in ("FAILED", "NOT COMPARABLE")
 
 
-def replay(targets: Sequence[Target], subjects: Sequence[str]) -> Iterator[Replayed]:
-    """Run cases again, grouped by device, model and dtype so that each is loaded once."""
-    ordered = sorted(targets, key=lambda entry: (entry.device, entry.case.model, entry.case.dtype or entry.dtype))
-    for _, group in groupby(ordered, key=lambda entry: entry.device):
+def replay(targets: Sequence[Target], subjects: Sequence[str] = ()) -> Iterator[Replayed]:
+    """Run cases again with those subjects, or each with its own.
+
+    They are grouped by subjects, device, model and dtype, so that each model is loaded once.
+    """
+
+    def fleet_of(entry: Target) -> tuple[tuple[str, ...], str]:
+        return tuple(subjects) or entry.subjects, entry.device
+
+    ordered = sorted(targets, key=lambda entry: (fleet_of(entry), entry.case.model, entry.case.dtype or entry.dtype))
+    for (names, _), group in groupby(ordered, key=fleet_of):
         chosen = list(group)
-        with warm(chosen, subjects) as campaign:
+        with warm(chosen, names) as campaign:
             for entry, result in zip(chosen, campaign.run(map(as_measured, chosen)), strict=True):
                 yield replayed(entry, result)
 

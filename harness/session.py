@@ -15,11 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from harness.builds import Say, ready
 from harness.campaign import Campaign, Fleet, Options, Result, fleet
 from harness.checkpoint import Checkpoint
 from harness.deviations import Deviation, load_deviations
-from harness.environments import resolve, unavailable_because
-from harness.errors import EngineUnavailable, UserError
+from harness.environments import resolve
+from harness.errors import UserError
 from harness.media import thumbnail
 from harness.schema import SCHEMA_VERSION, Capsule, Case, Finding, Property
 from harness.store import RunStore, locked, read_capsule, validated, write_json
@@ -75,15 +76,14 @@ def locate(model: str) -> Path:
     return Checkpoint.open(directory).path
 
 
-def require_available(names: Sequence[str]) -> None:
-    """Refuse subjects that were asked for by name and cannot run here.
+def require_available(names: Sequence[str], say: Say = lambda _: None) -> None:
+    """Refuse subjects that were asked for by name and cannot run here. Environments that are not there are built.
 
     Raises:
         EngineUnavailable: with the reason.
     """
     for subject in resolve(names):
-        if why := unavailable_because(subject):
-            raise EngineUnavailable(f"subject {subject.name} cannot run here: {why}")
+        ready(subject, say)
 
 
 def generated(plan: Plan) -> list[Case]:
@@ -159,11 +159,14 @@ def carry_out(run: RunStore, plan: Plan, watch: Watch) -> None:
 def _close_header(run: RunStore, workers: Fleet, campaign: Campaign) -> None:
     header = run.header()
     subjects = {
-        name: {"engine": name, "version": workers.versions.get(name, {}), "status": "ok", "reason": ""}
-        for name in workers.workers
+        name: {
+            "engine": subject.engine,
+            "version": workers.versions.get(name, {}),
+            "status": "unavailable" if name in workers.absent else "ok",
+            "reason": workers.absent.get(name, ""),
+        }
+        for name, subject in workers.subjects.items()
     }
-    for name, why in workers.absent.items():
-        subjects[name] = {"engine": name, "version": {}, "status": "unavailable", "reason": why}
     if campaign.timing.engine_s or "timing" not in header:
         header |= {"timing": campaign.timing.as_dict(), "subjects": subjects}
     run.write_header(header)
@@ -171,8 +174,7 @@ def _close_header(run: RunStore, workers: Fleet, campaign: Campaign) -> None:
 
 def capsule_of(finding: Finding, case: Case, workers: Fleet) -> Capsule:
     """What replays a finding anywhere: parameters, and the versions that it was seen with."""
-    subjects = {name: {"engine": name, **workers.versions.get(name, {})} for name in workers.workers}
-    return Capsule(SCHEMA_VERSION, finding, case, subjects, workers.options.dtype, workers.options.device)
+    return Capsule(SCHEMA_VERSION, finding, case, workers.described, workers.options.dtype, workers.options.device)
 
 
 class Keeper:
@@ -263,9 +265,11 @@ def _was_tried(deviation: Deviation, ran: Sequence[Case], header: dict[str, Any]
 def _was_met(deviation: Deviation, ran: Sequence[Case], header: dict[str, Any], plan: Plan) -> bool:
     """Whether a suspect that a signature names ran, in the versions named, a case with all that is required."""
     parts = {part for signature in deviation.signatures for part in signature.split("/")}
-    named = [name for name in header.get("subjects", {}) if any(fnmatchcase(name, part) for part in parts)]
-    versions = {k: v for name in named for k, v in header["subjects"][name]["version"].items()}
-    return bool(named or "reference" in parts) and any(deviation.applies(case, versions, plan.device) for case in ran)
+    versions: list[dict[str, str]] = [{}] if "reference" in parts else []
+    for name, subject in header.get("subjects", {}).items():
+        if any(fnmatchcase(known, part) for known in (name, subject["engine"]) for part in parts):
+            versions.append(subject["version"])
+    return any(deviation.applies(case, found, plan.device) for found in versions for case in ran)
 
 
 def unmet_deviations(run: RunStore, plan: Plan) -> list[str]:

@@ -155,10 +155,12 @@ def _stages(pair: PairExplanation) -> Table:
 
 def subjects(console: Console, examined: Sequence[Examined]) -> None:
     """Which subjects run here."""
-    table = _table("Subjects", "subject", "runs here", "versions, or why not")
+    table = _table("Subjects", "subject", "runs here", "what it can do; versions, or why not")
     for entry in examined:
         words = entry.reason or ", ".join(f"{name} {version}" for name, version in entry.versions.items())
-        table.add_row(entry.name, "[red]no[/]" if entry.reason else "[green]yes[/]", escape(words))
+        lines = [entry.subject.about, entry.subject.note, words]
+        runs = "[red]no[/]" if entry.reason else "[green]yes[/]"
+        table.add_row(entry.subject.name, runs, escape("\n".join(filter(None, lines))))
     console.print(table)
 
 

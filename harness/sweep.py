@@ -42,7 +42,7 @@ class Swept:
 
     `images` has a row for each size and budget on which subjects part: width_px, height_px, budget, a column for each
     subject, reference, contract. `audio` the same by samples. `sensitive` counts sizes by budget where the reference
-    rule itself loses tokens to rounding: no disagreement between engines.
+    rule itself loses tokens to rounding: no disagreement between engines. `versions` has each subject's `engine` too.
     """
 
     images: pd.DataFrame
@@ -147,7 +147,7 @@ def sweep(
                 np.save(path, np.zeros((max_side_px, max_side_px) if budget else samples, dtype=np.uint16))
             with _counters(subject, checkpoint) as counters:
                 rates[subject.name] = _fill(counters, made, max_side_px, samples, watch)
-                versions[subject.name] = counters.versions
+                versions[subject.name] = {"engine": subject.engine, **counters.versions}
             files[subject.name] = made
         watch("comparing", 0, 1)
         images, sensitive = _compare_images(files, budgets)
@@ -185,7 +185,6 @@ def explained(swept: Swept, checkpoint: str) -> pd.Series[str]:
     The subject whose count is not that of the others is the suspect, as in P1 of a campaign.
     """
     known, names = load_deviations(), list(swept.versions)
-    versions = {package: version for found in swept.versions.values() for package, version in found.items()}
 
     def explain_row(row: Any) -> str:
         counted = [getattr(row, name) for name in names]
@@ -194,7 +193,7 @@ def explained(swept: Swept, checkpoint: str) -> pd.Series[str]:
         case = Case(checkpoint, (Part(image=ImageSpec(row.width_px, row.height_px)),), row.budget)
         where = tuple(names), who, checkpoint, case.id
         finding = Finding("", f"P1/counts/{who}", "P1", "counts", *where, None, None, "soft tokens", "")
-        return explain(finding, case, known, versions, "cpu").deviation
+        return explain(finding, case, known, swept.versions, "cpu").deviation
 
     return pd.Series([explain_row(row) for row in swept.images.itertuples()], dtype=str)
 

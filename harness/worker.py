@@ -1,6 +1,6 @@
 """One engine in one process: reads JSON lines, runs them, answers in JSON lines. Layer 3.
 
-    python -m harness.worker hf
+    python -m harness.worker hf-eager hf '{"attention": "eager"}'
 
 Arrays travel beside the pipe as safetensors files in shared memory: images in, stages out. No pickle anywhere:
 a case from a stranger must never run code. This file needs only the standard library, numpy and safetensors
@@ -98,8 +98,8 @@ def main() -> None:
     """Engines print; so messages keep the real standard output and prints go to standard error."""
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    subject, engine = sys.argv[1:3]
-    serve(Server(subject, create(engine)), sys.stdin.buffer, sink)
+    subject, engine, options = sys.argv[1:4]
+    serve(Server(subject, create(engine, json.loads(options))), sys.stdin.buffer, sink)
 
 
 if __name__ == "__main__":

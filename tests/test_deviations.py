@@ -8,12 +8,13 @@ from typing import Any, get_args
 
 import pytest
 
-from harness.deviations import DIRECTORY, Deviation, Trait, explain, load_deviations, traits
+from harness.deviations import DIRECTORY, Deviation, Trait, by_engine, explain, load_deviations, traits
 from harness.errors import UserError
 from harness.schema import AudioSpec, Case, Finding, ImageSpec, Part, Probe, VideoSpec
 
 CASE = Case("tiny-31b", (Part(text="a"), Part(image=ImageSpec(64, 64, "RGBA"))))
 VERSIONS = {"vllm": "0.32.0", "transformers": "5.19.0"}
+RAN = {"vllm": {"engine": "vllm", **VERSIONS}, "hf": {"engine": "hf", "transformers": "5.19.0"}}
 FINDING = Finding("id", "P7/pixels/vllm", "P7", "pixels", ("hf", "vllm"), "vllm", "m", "c", 1.0, 0.0, "", "")
 KNOWN = Deviation(
     signatures=("P6/*", "P7/pixels/vllm"),
@@ -28,7 +29,7 @@ KNOWN = Deviation(
 
 
 def _explains(deviation: Deviation = KNOWN, **changed: Any) -> bool:
-    given: dict[str, Any] = {"finding": FINDING, "case": CASE, "versions": VERSIONS, "device": "cpu"} | changed
+    given: dict[str, Any] = {"finding": FINDING, "case": CASE, "ran": RAN, "device": "cpu"} | changed
     return deviation.explains(**given)
 
 
@@ -37,7 +38,9 @@ def test_a_deviation_explains_what_fits() -> None:
     assert _explains()
 
 
-@pytest.mark.parametrize("signature", ["P7/pixels/hf", "P7/pixels/vllm+hf", "p7/pixels/vllm", "P7/positions/vllm", ""])
+@pytest.mark.parametrize(
+    "signature", ["P7/pixels/hf", "P7/pixels/vllm+hf", "p7/pixels/vllm", "P7/positions/vllm", "P7/pixels/"]
+)
 def test_another_signature_is_not_explained(signature: str) -> None:
     """Another suspect or stage is another finding; nothing is matched loosely."""
     assert not _explains(finding=replace(FINDING, signature=signature))
@@ -62,7 +65,32 @@ def test_another_model_is_not_explained(name: str, *, fits: bool) -> None:
 )
 def test_another_version_is_not_explained(versions: dict[str, str], *, fits: bool) -> None:
     """Every named package must be there and in its range; a package that is absent explains nothing."""
-    assert _explains(versions=versions) is fits
+    assert _explains(ran={"vllm": {"engine": "vllm", **versions}}) is fits
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "fits"), [("vllm@0.32.0", "0.32.0", True), ("vllm@0.20.0", "0.20.0", False)]
+)
+def test_a_subject_is_explained_by_what_is_known_of_its_engine(name: str, version: str, *, fits: bool) -> None:
+    """Another name, the same engine: the versions of the suspect count, not those of another subject that ran."""
+    ran = {**RAN, name: {"engine": "vllm", "vllm": version}}
+    finding = replace(FINDING, signature=f"P7/pixels/{name}", subjects=("vllm", name), suspect=name)
+    assert _explains(ran=ran, finding=finding) is fits
+
+
+def test_an_undecided_finding_is_explained_by_any_of_its_subjects() -> None:
+    """Where nobody is singled out, one of those who differ must have the versions, whatever the order."""
+    both = replace(FINDING, signature="P6/hidden/hf+vllm", suspect="undecided")
+    assert _explains(finding=both)
+    assert not _explains(finding=both, ran={"hf": RAN["hf"]})
+
+
+def test_signatures_by_engine() -> None:
+    """Subjects become their engines, each once; what is no subject stays."""
+    ran = {name: {"engine": name.partition("@")[0]} for name in ("hf", "hf@5.8.0", "vllm@0.20.0")}
+    assert by_engine("P6/hidden/hf+hf@5.8.0+vllm@0.20.0", ran) == "P6/hidden/hf+vllm"
+    assert by_engine("P1/outcome/vllm@0.20.0/a / b", ran) == "P1/outcome/vllm/a / b"
+    assert by_engine("P2/rounding/reference", ran) == "P2/rounding/reference"
 
 
 def test_another_device_is_not_explained() -> None:
@@ -108,9 +136,9 @@ def test_each_trait_has_a_case(trait: Trait) -> None:
 def test_the_first_deviation_that_fits_gives_its_name() -> None:
     """A finding carries the name of its cause, or none."""
     misfit = replace(KNOWN, name="misfit", device="cuda")
-    assert explain(FINDING, CASE, [misfit, KNOWN, replace(KNOWN, name="late")], VERSIONS, "cpu").deviation == "known"
-    assert explain(FINDING, CASE, [misfit], VERSIONS, "cpu").deviation == ""
-    assert explain(FINDING, CASE, [], VERSIONS, "cpu") == FINDING
+    assert explain(FINDING, CASE, [misfit, KNOWN, replace(KNOWN, name="late")], RAN, "cpu").deviation == "known"
+    assert explain(FINDING, CASE, [misfit], RAN, "cpu").deviation == ""
+    assert explain(FINDING, CASE, [], RAN, "cpu") == FINDING
 
 
 GOOD = 'signatures = ["P1/*"]\ncause = "a"\nlink = "b"\n'

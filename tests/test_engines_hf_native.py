@@ -66,7 +66,7 @@ def _context() -> Context:
 
 
 def _loaded(name: str, model: str) -> Any:
-    engine: Any = create(name)
+    engine: Any = create(name, {})
     engine.load(locate(model), dtype="float32", device="cpu")
     engine.subject = name
     return engine

@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"schema", "errors"}),
     frozenset({"spec", "media", "render", "checkpoint", "zoo", "store"}),
-    frozenset({"strategies", "engines", "comparators", "environments", "deviations", "records", "reductions"}),
+    frozenset(
+        {"strategies", "engines", "comparators", "environments", "builds", "deviations", "records", "reductions"}
+    ),
     frozenset({"worker", "pool", "campaign", "session", "doctor", "sweep", "replay", "hunt", "explain", "export"}),
     frozenset({"cli", "cli_capsule", "cli_sweep", "options", "show", "suite", "__main__"}),
 )

@@ -33,6 +33,31 @@ def test_the_odd_one_out_of_three_is_the_suspect(agreeing: tuple[str, str], susp
     assert finding.signature == f"P1/prompt_ids/{suspect}"
 
 
+RELEASES = {"hf": "hf", "hf@5.8.0": "hf", "vllm": "vllm", "vllm@0.20.0": "vllm", "native": "native"}
+
+
+def _pairs_of(names: tuple[str, ...], odd: set[str]) -> list[Verdict]:
+    """Every pair, differing where exactly one of the two is odd."""
+    return [_verdict(*pair, "differ" if len(odd & {*pair}) == 1 else "agree") for pair in combinations(names, 2)]
+
+
+@pytest.mark.parametrize(
+    ("names", "odd", "suspect"),
+    [
+        (("hf", "vllm@0.20.0", "vllm"), {"vllm@0.20.0"}, "vllm@0.20.0"),
+        (("hf", "vllm@0.20.0", "vllm"), {"hf"}, UNDECIDED),
+        (("hf", "hf@5.8.0", "vllm"), {"vllm"}, UNDECIDED),
+        (("hf", "native", "vllm@0.20.0", "vllm"), {"vllm", "vllm@0.20.0"}, "vllm"),
+        (("hf", "hf@5.8.0", "native", "vllm"), {"hf"}, "hf"),
+        (("vllm@0.20.0", "vllm"), {"vllm"}, UNDECIDED),
+    ],
+)
+def test_releases_of_one_engine_have_one_vote(names: tuple[str, ...], odd: set[str], suspect: str) -> None:
+    """Two releases that agree accuse nobody; one release alone can be the odd one, and so can all of an engine's."""
+    (finding,) = findings(CASE, _pairs_of(names, odd), RELEASES)
+    assert finding.suspect == suspect
+
+
 def test_two_subjects_cannot_decide() -> None:
     """One word against another accuses nobody; both stand in the signature."""
     (finding,) = findings(CASE, [_verdict("hf", "vllm", "differ")])

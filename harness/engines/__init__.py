@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
 from harness.engines.base import Engine
 
@@ -10,12 +11,14 @@ ADAPTERS = {
     "hf": "harness.engines.hf:HfEngine",
     "vllm": "harness.engines.vllm:VllmEngine",
     "native": "harness.engines.native:NativeEngine",
+    "sglang": "harness.engines.sglang:SglangEngine",
+    "automodel": "harness.engines.automodel:AutomodelEngine",
 }
 """Engine name -> adapter, imported only in the worker that runs it: an adapter imports its engine."""
 
 
-def create(name: str) -> Engine:
-    """The adapter of that name, or of that `module:attribute`, its engine imported."""
+def create(name: str, options: Mapping[str, str]) -> Engine:
+    """The adapter of that name, or of that `module:attribute`, its engine imported, with the subject's options."""
     module, attribute = ADAPTERS.get(name, name).split(":")
-    adapter: Engine = getattr(importlib.import_module(module), attribute)()
+    adapter: Engine = getattr(importlib.import_module(module), attribute)(**options)
     return adapter
