@@ -172,7 +172,14 @@ def _write_document(target: str, document: dict[str, Any]) -> None:
         writable(lambda: write_json(Path(target), document), target)
 
 
-for _command in (cli_capsule.replay, cli_capsule.shrink, cli_capsule.explain, cli_capsule.export, cli_sweep.sweep):
+for _command in (
+    cli_capsule.replay,
+    cli_capsule.shrink,
+    cli_capsule.explain,
+    cli_capsule.bisect,
+    cli_capsule.export,
+    cli_sweep.sweep,
+):
     app.command()(_command)
 
 

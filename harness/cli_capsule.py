@@ -1,4 +1,4 @@
-"""The commands of whoever was handed a capsule: replay, shrink, explain, export. Layer 4, as `harness.cli`."""
+"""The commands of whoever was handed a capsule: replay, shrink, explain, bisect, export. Layer 4, as `harness.cli`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from harness import bisect as bisecting
 from harness import explain as explaining
 from harness import export as exporting
 from harness import hunt, show
@@ -20,7 +22,7 @@ from harness.options import StoreOption, chosen_subjects, progress, writable
 from harness.replay import Replayed, Target, target, warm
 from harness.replay import replay as replay_all
 from harness.session import THUMBNAIL_PX
-from harness.store import DEFAULT_STORE, plain
+from harness.store import DEFAULT_STORE, plain, read_capsule
 from reports import explanation as page
 
 Wanted = Annotated[str, typer.Argument(metavar="CAPSULE|CASE_ID")]
@@ -116,6 +118,32 @@ def explain(
         writable(lambda: console.print(str(page.build(document, explained.arrays, pictures, path))), str(out))
     if json_output:
         print(json.dumps(document, indent=1))
+
+
+def bisect(
+    capsule: Annotated[Path, typer.Argument(metavar="CAPSULE")],
+    subject: Annotated[str, typer.Option(help="The capsule's subject whose releases are asked, such as vllm.")],
+    good: Annotated[str, typer.Option(help="A release without the finding.")],
+    bad: Annotated[str, typer.Option(help="A release with it; older or newer than the good one.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Find the release that introduced a finding, or the one that fixed it.
+
+    Each release gets an environment of its own. Answers are kept in .harness/bisect and not asked for again.
+    """
+    console = Console(stderr=json_output)
+    with console.status(f"asking {subject}", spinner="dots") as status:
+        found = bisecting.bisect(
+            read_capsule(capsule),
+            subject,
+            good,
+            bad,
+            say=lambda text: status.update(escape(text)),
+            watch=lambda answer: show.asked(console, answer),
+        )
+    show.bisected(console, found)
+    if json_output:
+        print(json.dumps(plain(found), indent=1))
 
 
 def export(

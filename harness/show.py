@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.bisect import Asked, Bisected
 from harness.deviations import Deviation
 from harness.doctor import Examined, Verified
 from harness.explain import Explanation, PairExplanation
@@ -124,6 +125,21 @@ def shrunk(console: Console, result: Shrunk, path: Path, written: bool) -> None:
     if not written:
         _line(console, "[yellow]not written:[/] the capsule of that name is as small")
     _line(console, f"  uv run harness replay {escape(str(path))}")
+
+
+def asked(console: Console, answer: Asked) -> None:
+    """One line a release."""
+    colours = {"good": "green", "bad": "red", "another": "yellow", "unknown": "dim"}
+    words = {"another": "another failure", "unknown": "could not be asked"}.get(answer.status, answer.status)
+    kept = " (remembered)" if answer.remembered else ""
+    _line(console, f"{escape(answer.version)} [{colours[answer.status]}]{words}[/]{kept} {escape(answer.detail)}")
+
+
+def bisected(console: Console, result: Bisected) -> None:
+    """Introduced in, or fixed in."""
+    count = f"{len(result.asked)} of {result.releases} releases asked"
+    what = f"{result.change} in {result.subject} {result.since}, not yet in {result.before}"
+    _line(console, f"[bold]{escape(what)}[/]; {escape(result.signature)}, {count}")
 
 
 def explained(console: Console, result: Explanation) -> None:

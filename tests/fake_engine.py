@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,13 @@ class FakeEngine:
             raise Rejected("ValueError: 2 placeholders for 1 image")
         if "noise" in prompt:
             print("{not a message}")
+
+
+class ByToolz(FakeEngine):
+    """A fake whose release is that of another package: below 1.0 every prompt raises."""
+
+    def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
+        """Raise, or answer as any fake."""
+        if metadata.version("toolz") < "1":
+            raise RuntimeError("toolz is too old")
+        return super().run(request, arrays)

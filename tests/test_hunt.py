@@ -63,7 +63,7 @@ class FakeCampaign:
     def __init__(self, measure: Measure, deviation: Callable[[Case], str] = lambda _: "") -> None:
         """Give each case the measured value that the function says."""
         self.measure, self.deviation, self.ran = measure, deviation, 0
-        self.workers = SimpleNamespace(versions={}, workers={}, options=Options())
+        self.workers = SimpleNamespace(described={}, options=Options())
 
     def run(self, wanted: Iterable[Case]) -> Iterator[Result]:
         """Results in order, two cases behind."""

@@ -18,7 +18,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {"strategies", "engines", "comparators", "environments", "builds", "deviations", "records", "reductions"}
     ),
-    frozenset({"worker", "pool", "campaign", "session", "doctor", "sweep", "replay", "hunt", "explain", "export"}),
+    frozenset(
+        {"worker", "pool", "campaign", "session", "doctor", "sweep", "replay", "hunt", "explain", "export", "bisect"}
+    ),
     frozenset({"cli", "cli_capsule", "cli_sweep", "options", "show", "suite", "__main__"}),
 )
 """Layer 0 first; a module belongs to the layer of its first name below `harness`."""

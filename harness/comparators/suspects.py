@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -64,6 +65,13 @@ def findings(case: Case, verdicts: Iterable[Verdict], engines: Engines = _EACH_I
     return [_finding(case, group, engines) for group in differing]
 
 
+def _by_engine(reason: str, engines: Engines) -> str:
+    """What outcomes are called by, the same for every release: the engine's name for that of the subject."""
+    for name, engine in engines.items():
+        reason = re.sub(rf"(?<![\w@.-]){re.escape(name)}(?= (?:crashed|rejected|timeout):)", engine, reason)
+    return reason
+
+
 def _severity(verdict: Verdict) -> float:
     """What was measured; something that is no number is worse than any."""
     measured = verdict.measured or 0.0
@@ -78,7 +86,7 @@ def _finding(case: Case, group: Sequence[Verdict], engines: Engines) -> Finding:
     who = suspect if suspect != UNDECIDED else "+".join(subjects)
     signature = f"{worst.property}/{worst.stage}/{who}"
     if worst.stage == "outcome":
-        signature += f"/{error_signature(worst.reason)}"
+        signature += f"/{error_signature(_by_engine(worst.reason, engines))}"
     return Finding(
         id=hashlib.sha256(f"{signature}|{case.model}".encode()).hexdigest()[:8],
         signature=signature,
