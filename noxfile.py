@@ -50,6 +50,12 @@ def power(session: nox.Session) -> None:
 
 
 @nox.session
+def time_machine(session: nox.Session) -> None:
+    """The founding failures, found by generated cases on the releases that had them; builds some 20 environments."""
+    _uv(session, "python", "-m", "benchmarks.time_machine", "--table", "docs/time-machine.md")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """What the harness adds to what the engines take, as a ratio."""
     _uv(session, "python", "benchmarks/overhead.py")
