@@ -37,9 +37,9 @@ TABLE = Path(__file__).with_name("time_machine.toml")
 HEADER = """# Time machine: the founding failures, found on the releases that had them
 
 Written by `nox -s time_machine`. Nothing stored leads to them: cases are generated from a seed, and run on a release
-that has the failure until one shows it. That case is shrunk and kept in time-machine/ (`uv run harness replay FILE` runs it
-again), then asked of other releases: `harness bisect` walks them both ways. `first good` is the first release without
-the failure; it may fail in another way, which the last table says.
+that has the failure until one shows it. That case is shrunk and kept in time-machine/ (`uv run harness replay FILE`
+runs it again), then asked of other releases: `harness bisect` walks them both ways. `first good` is the first release
+without the failure; it may fail in another way, which the last table says.
 
 | failure | thread | found on | seed | cases until found | smallest case | first bad | first good | message |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -182,7 +182,8 @@ def table(travelled: Sequence[Travelled]) -> str:
         failure = entry.failure
         cells = [
             failure.name, failure.thread, f"{failure.subject} {failure.bad}", entry.seed,
-            entry.cases or "**not found**", entry.smallest, entry.first_bad, entry.first_good, f"`{entry.message[:160]}`",
+            entry.cases or "**not found**", entry.smallest, entry.first_bad, entry.first_good,
+            f"`{entry.message[:160]}`",
         ]  # fmt: skip
         lines.append("| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |")
     lines += [
