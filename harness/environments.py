@@ -18,6 +18,7 @@ class Subject:
     engine: str
     python: str = sys.executable
     env: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 _NEEDS = {"hf": "transformers", "vllm": "vllm", "native": "torch"}

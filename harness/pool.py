@@ -80,7 +80,8 @@ class Worker:
     def _start(self) -> None:
         if self._process is not None:
             return
-        command = [self.subject.python, "-m", "harness.worker", self.subject.name, self.subject.engine]
+        names, options = [self.subject.name, self.subject.engine], json.dumps(dict(self.subject.options))
+        command = [self.subject.python, "-m", "harness.worker", *names, options]
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self._spawning, self.log_path.open("ab") as log:
             if self._ended:

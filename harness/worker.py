@@ -98,8 +98,8 @@ def main() -> None:
     """Engines print; so messages keep the real standard output and prints go to standard error."""
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    subject, engine = sys.argv[1:3]
-    serve(Server(subject, create(engine)), sys.stdin.buffer, sink)
+    subject, engine, *options = sys.argv[1:4]
+    serve(Server(subject, create(engine, json.loads(options[0]) if options else {})), sys.stdin.buffer, sink)
 
 
 if __name__ == "__main__":

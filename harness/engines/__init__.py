@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
 from harness.engines.base import Engine
 
@@ -14,8 +15,8 @@ ADAPTERS = {
 """Engine name -> adapter, imported only in the worker that runs it: an adapter imports its engine."""
 
 
-def create(name: str) -> Engine:
-    """The adapter of that name, or of that `module:attribute`, its engine imported."""
+def create(name: str, options: Mapping[str, str] | None = None) -> Engine:
+    """The adapter of that name, or of that `module:attribute`, with its options, its engine imported."""
     module, attribute = ADAPTERS.get(name, name).split(":")
-    adapter: Engine = getattr(importlib.import_module(module), attribute)()
+    adapter: Engine = getattr(importlib.import_module(module), attribute)(**(options or {}))
     return adapter
