@@ -54,7 +54,7 @@ class Encoders:
             valid = self.inputs["input_features_mask"][first + k].bool()
             recording.add(f"audio_input.{k}", self.inputs["input_features"][first + k][valid])
             rows = self._rows(recording, "audio", first + k, f"audio_features.{k}")
-            predicted = self._predicted(audio_lengths=[len(samples)]).num_audio_tokens[0]
+            predicted = self._predicted_audio(first + k, samples)
             counts.append(Counts(predicted, rows, self.processor.audio_seq_length, "audio"))
         return counts
 
@@ -70,6 +70,12 @@ class Encoders:
             declared = count * self.processor.video_processor.max_soft_tokens
             counts.append(Counts(self._predicted_video(count, frames), rows, declared, "video"))
         return counts
+
+    def _predicted_audio(self, index: int, samples: Array) -> int:
+        """By the processor's function; in 5.10 that calls one that is not there, so its expansion of the prompt counts."""
+        if not hasattr(self.processor, "_compute_audio_num_tokens"):
+            return int(self.processor.replace_audio_token(self.inputs, index).count(self.processor.audio_token))
+        return int(self._predicted(audio_lengths=[len(samples)]).num_audio_tokens[0])
 
     def _by_video(self, name: str) -> Sequence[Tensor]:
         """(frames, ...) of each video: since 5.19 all frames are one tensor, before they are stacked by video."""
