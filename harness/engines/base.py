@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from harness.errors import UserError
 from harness.schema import Counts, LoadReport, Request
 
 Array = npt.NDArray[Any]
@@ -63,6 +64,17 @@ class Engine(Protocol):
             Unsupported: the engine cannot take this probe or this medium at all.
         """
         ...
+
+
+def chosen(option: str, value: str, known: Sequence[str]) -> str:
+    """The value of an option of an adapter, if it is one of those known.
+
+    Raises:
+        UserError: it is not.
+    """
+    if value not in known:
+        raise UserError(f"option {option} is {value!r}; known values: {', '.join(known)}")
+    return value
 
 
 def package_versions(*names: str) -> dict[str, str]:

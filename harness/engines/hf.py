@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, DynamicCache
 from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_preserving_size
 
 from harness.engines.audit import audit_tensors
-from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
+from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
 from harness.engines.hf_inputs import by_chat, by_ids, by_text
 from harness.engines.hf_paths import Forward, generated, negated, padded, plain, token_by_token, video_encoded_first
 from harness.engines.hf_record import Encoders
@@ -34,9 +34,14 @@ Score = Callable[[Any, Inputs], Tensor | None]
 
 
 class HfEngine:
-    """The eager PyTorch model with SDPA attention, called with all that its processor returns."""
+    """The PyTorch model, called with all that its processor returns."""
 
     forward: ClassVar[Forward] = staticmethod(video_encoded_first)
+
+    def __init__(self, attention: str = "sdpa", image_processor: str = "torchvision") -> None:
+        """`attention` is the model's implementation of it, `image_processor` the library that resizes images."""
+        self.attention = chosen("attention", attention, ("sdpa", "eager"))
+        self.image_processor = chosen("image_processor", image_processor, ("torchvision", "pil"))
 
     def versions(self) -> dict[str, str]:
         """Packages that the result depends on."""
@@ -46,10 +51,12 @@ class HfEngine:
         """Load processor and weights; what did not match a tensor is in the report."""
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.processor = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
+        if self.image_processor != "torchvision":
+            self.processor.image_processor = _resizing_by(self.image_processor, checkpoint)
         self.model, info = AutoModelForImageTextToText.from_pretrained(
             checkpoint,
             dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
+            attn_implementation=self.attention,
             local_files_only=True,
             output_loading_info=True,
         )
@@ -66,7 +73,7 @@ class HfEngine:
     def _tap(self) -> None:
         """Record the rows of each medium and the final normed hidden states as they pass by."""
         inner = self.model.model
-        self.seen: dict[str, list[Tensor]] = {}
+        self.seen: dict[str, Any] = {}
 
         def keep_features(name: str, encode: Callable[..., Any]) -> Callable[..., Any]:
             @wraps(encode)  # `generate` reads the arguments' names off it.
@@ -75,7 +82,7 @@ class HfEngine:
                 rows = output.pooler_output
                 if name == "audio":
                     rows = [row[mask] for row, mask in zip(rows, output.attention_mask, strict=True)]
-                self.seen[name] = list(rows)
+                self.seen[name] = rows
                 return output
 
             return encoding
@@ -189,7 +196,7 @@ class HfEngine:
 
     def _tensor(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
         with tempfile.TemporaryDirectory() as directory:
-            changed = type(self)()
+            changed = type(self)(self.attention, self.image_processor)
             path = with_changed_tensor(self.checkpoint, at, Path(directory))
             changed.load(path, dtype=self.dtype, device=self.device)
             return changed.run(replace(request, probe=False), arrays)
@@ -217,6 +224,18 @@ class HfEngine:
         ]
         digest = hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).digest()
         return np.frombuffer(digest[:8], np.uint64)
+
+
+def _resizing_by(library: str, checkpoint: Path) -> Any:
+    """The checkpoint's image processor on another library.
+
+    Raises:
+        Unsupported: transformers has none, and would take its usual one in silence.
+    """
+    found = AutoImageProcessor.from_pretrained(checkpoint, backend=library, local_files_only=True)
+    if not type(found).__name__.lower().endswith(library):
+        raise Unsupported(f"transformers has no image processor on {library} for it, only {type(found).__name__}")
+    return found
 
 
 def _parts(processor: Any) -> list[Any]:

@@ -42,9 +42,10 @@ _ENCODERS = {
 def video_encoded_first(model: Any, inputs: Inputs, **options: Any) -> Tensor:
     """With a video as `generate` does it: what is seen through its encoder, then the model with `mm_encoder_outputs`.
 
-    The model's own forward refuses a video in 5.19, which the probe `forward` shows; all else goes in plainly.
+    The model's own forward refuses a video in 5.19, which the probe `forward` shows; all else goes in plainly, and so
+    do the videos of older releases, whose processors count no frames.
     """
-    if "pixel_values_videos" not in inputs:
+    if "num_frames_per_video" not in inputs:
         return plain(model, inputs, **options)
     rest, encoded = dict(inputs), {}
     for medium, (encoder, names) in _ENCODERS.items():

