@@ -28,7 +28,7 @@ from harness.comparators.start_up import check_loaded
 from harness.comparators.suspects import findings
 from harness.deviations import Deviation, explain
 from harness.environments import Subject, unavailable_because
-from harness.errors import EngineUnavailable
+from harness.errors import EngineUnavailable, EngineUnsupported
 from harness.media import arrays as media_arrays
 from harness.pool import Worker, thread_share
 from harness.records import rows_of
@@ -121,6 +121,9 @@ class Fleet:
         for name, future in loading.items():
             try:
                 self.reports[name] = future.result()
+            except EngineUnsupported as error:
+                self.absent[name] = str(error)
+                self.reports[name] = LoadReport(unchecked=(str(error),))
             except EngineUnavailable as error:
                 self.absent[name] = self.refused[name] = str(error)
         self.loaded, self.template = (checkpoint, dtype), Checkpoint.open(checkpoint).chat_template

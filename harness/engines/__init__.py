@@ -11,6 +11,8 @@ ADAPTERS = {
     "hf": "harness.engines.hf:HfEngine",
     "vllm": "harness.engines.vllm:VllmEngine",
     "native": "harness.engines.native:NativeEngine",
+    "sglang": "harness.engines.sglang:SglangEngine",
+    "automodel": "harness.engines.automodel:AutomodelEngine",
 }
 """Engine name -> adapter, imported only in the worker that runs it: an adapter imports its engine."""
 
