@@ -142,7 +142,8 @@ class Fleet:
         for probe in (False, True) if case.probe else (False,):
             for name in {**self.workers, **self.absent}:
                 if name in self.absent:
-                    flight.futures.append(_done(Observation(case.id, name, "unavailable", self.absent[name])))
+                    absent = Observation(case.id, name, "unavailable", self.absent[name], probe=probe)
+                    flight.futures.append(_done(absent))
                     continue
                 arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
                 request = Request(case, render(case, template), media_path, arrays_path, other, probe)

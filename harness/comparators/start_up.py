@@ -1,10 +1,10 @@
 """P8: every config variant starts, loads every tensor, and every tensor matters.
 
 Stage `load`: tensors that are missing, unexpected or made up, by the engine's own report and by content; a checkpoint
-that an engine breaks on counts one, one that it has no model for is not comparable. Stage `tensor`: of a changed tensor,
-whether anything that was recorded moved; two subjects must agree on it. Which tensors are dead is the architecture's
-affair (layers that read another's keys have keys of their own in the files); that one engine reads what another ignores
-is a finding.
+that an engine breaks on counts one, one that it has no model for is not comparable. Stage `tensor`: of a changed
+tensor, whether anything that was recorded moved; two subjects must agree on it. Which tensors are dead is the
+architecture's affair (layers that read another's keys have keys of their own in the files); that one engine reads what
+another ignores is a finding.
 """
 
 from __future__ import annotations
