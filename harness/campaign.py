@@ -29,7 +29,7 @@ from harness.comparators.start_up import check_loaded
 from harness.comparators.suspects import findings
 from harness.deviations import Deviation, explain
 from harness.environments import Subject
-from harness.errors import EngineUnavailable
+from harness.errors import EngineUnavailable, EngineUnsupported
 from harness.media import arrays as media_arrays
 from harness.pool import Worker, thread_share
 from harness.records import rows_of
@@ -130,6 +130,9 @@ class Fleet:
         for name, future in loading.items():
             try:
                 self.reports[name] = future.result()
+            except EngineUnsupported as error:
+                self.absent[name] = str(error)
+                self.reports[name] = LoadReport(unchecked=(str(error),))
             except EngineUnavailable as error:
                 self.absent[name] = self.refused[name] = str(error)
         self.loaded, self.template = (checkpoint, dtype), Checkpoint.open(checkpoint).chat_template
@@ -148,7 +151,8 @@ class Fleet:
         for probe in (False, True) if case.probe else (False,):
             for name in {**self.workers, **self.absent}:
                 if name in self.absent:
-                    flight.futures.append(_done(Observation(case.id, name, "unavailable", self.absent[name])))
+                    absent = Observation(case.id, name, "unavailable", self.absent[name], probe=probe)
+                    flight.futures.append(_done(absent))
                     continue
                 arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
                 request = Request(case, render(case, template), media_path, arrays_path, other, probe)

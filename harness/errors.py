@@ -11,3 +11,7 @@ class EngineUnavailable(UserError):
     """A subject that was asked for by name cannot run here; the message says why. Exit status 3."""
 
     exit_status = 3
+
+
+class EngineUnsupported(EngineUnavailable):
+    """A subject has no such model, by its own word: nothing that broke."""

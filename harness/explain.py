@@ -139,7 +139,10 @@ def _stage(stage: str, left: Side, right: Side, result: Result, limits: Limits, 
     if not shared and not missing:
         return None
     if missing:
-        return StageRow(stage, verdict.verdict if verdict else "differ", detail=missing)
+        # What runs no model has nothing to lose.
+        lost = all("hidden" in side.arrays for side in (left, right))
+        unsaid = "differ" if lost else "not comparable"
+        return StageRow(stage, verdict.verdict if verdict else unsaid, detail=missing)
     absolute = _largest([_gaps(a, b) for a, b in shared])
     relative = _largest([_relative(a, b) for a, b in shared])
     growth = relative / last if last and np.isfinite(relative) else None

@@ -20,7 +20,7 @@ from typing import Any
 
 from harness.builds import held
 from harness.environments import Subject
-from harness.errors import EngineUnavailable
+from harness.errors import EngineUnavailable, EngineUnsupported
 from harness.schema import Counts, LoadReport, Observation, OutcomeKind, Request
 
 START_TIMEOUT_S = 300.0
@@ -105,6 +105,7 @@ class Worker:
 
         Raises:
             EngineUnavailable: the engine cannot start, or cannot load this checkpoint.
+            EngineUnsupported: it has no such model at all.
         """
         self.start()
         self._loaded = {"kind": "load", "checkpoint": str(checkpoint), **options}
@@ -116,7 +117,8 @@ class Worker:
                     raise EngineUnavailable(f"{self.subject.name} died loading {checkpoint.name}: {gone}") from gone
                 continue
             if "error" in reply:
-                raise EngineUnavailable(f"{self.subject.name} cannot load {checkpoint.name}: {reply['error']}")
+                kind = EngineUnsupported if reply.get("unsupported") else EngineUnavailable
+                raise kind(f"{self.subject.name} cannot load {checkpoint.name}: {reply['error']}")
             load_s = reply.pop("load_s")
             return LoadReport(**{k: tuple(names) for k, names in reply.items()}, load_s=load_s)
         raise AssertionError("the last attempt returns or raises")

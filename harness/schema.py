@@ -240,12 +240,17 @@ class Observation:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a subject said when it loaded a checkpoint. The first three lists are empty when all is well."""
+    """What a subject said when it loaded a checkpoint. The first three lists are empty when all is well.
+
+    `unchecked` says why nothing can be said of it, where that is so: a subject without weights, or that has no such
+    model.
+    """
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     reinitialised: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
     load_s: float = 0.0
 
 

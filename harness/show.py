@@ -188,7 +188,8 @@ def verified(console: Console, results: Sequence[Verified]) -> None:
     for entry in results:
         report = entry.report
         lists = (report.missing, report.unexpected, report.reinitialised, report.unused)
-        verdict = "[green]sound[/]" if entry.sound else f"[red]{escape(entry.reason or _first(lists))}[/]"
+        words = "; ".join(report.unchecked)
+        verdict = words or "[green]sound[/]" if entry.sound else f"[red]{escape(entry.reason or _first(lists))}[/]"
         table.add_row(
             entry.model, entry.subject, *(str(len(names)) for names in lists), f"{report.load_s:.2f}", verdict
         )

@@ -52,6 +52,8 @@ class Server:
         started = time.perf_counter()
         try:
             report = self.engine.load(Path(checkpoint), **options)
+        except Unsupported as error:
+            return {"error": str(error), "unsupported": True}
         except Exception as error:
             traceback.print_exc()
             return {"error": f"{type(error).__name__}: {error}"}

@@ -26,11 +26,13 @@ class FakeEngine:
         return {"fake": "0"}
 
     def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
-        """Load nothing; die where the directory's name says so."""
+        """Load nothing; die, break or decline where the directory's name says so."""
         if checkpoint.name == "dies":
             os._exit(3)
         if checkpoint.name == "refuses":
             raise RuntimeError("no such layer: 17")
+        if checkpoint.name == "lacks":
+            raise Unsupported("a fake has no such model")
         return LoadReport()
 
     def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:

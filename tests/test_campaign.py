@@ -17,7 +17,7 @@ import pytest
 from harness import cli, session
 from harness.campaign import Campaign, Fleet, Options, Result
 from harness.environments import SUBJECTS, Subject
-from harness.schema import Case, Part
+from harness.schema import Case, Part, Probe
 from harness.session import Plan, carry_out, locate
 from harness.store import RunStore, read_capsule
 from reports.frames import document, load_run
@@ -82,6 +82,25 @@ def test_a_subject_that_cannot_load_is_absent_with_its_reason(workers: Fleet, tm
     (result,) = Campaign(workers, Path).run([refused])
     assert {o.outcome for o in result.observations} == {"unavailable"}
     assert all("no such layer" in o.message for o in result.observations)
+
+
+def test_a_subject_without_such_a_model_is_absent_once_and_nothing_broke(tmp_path: Path) -> None:
+    """It is `unavailable` plainly and by probe, its P8 is `not comparable`, and no finding is made of it."""
+    (tmp_path / "lacks").symlink_to(locate("tiny-31b").resolve())
+    declined = Case(str(tmp_path / "lacks"), (Part(text="one"),), probe=Probe("repeat"))
+    workers = Fleet(fakes()[:2], Options(timeout_s=2.0), tmp_path)
+    try:
+        (result,) = Campaign(workers, Path).run([declined])
+    finally:
+        workers.close()
+    told = [(o.subject, o.outcome, o.probe) for o in result.observations]
+    assert told == [(name, "unavailable", probe) for probe in (False, True) for name in NAMES[:2]]
+    assert {v.verdict for v in result.verdicts} == {"not comparable"}
+    assert result.findings == ()
+    (loaded,) = (v for v in result.verdicts if v.stage == "load" and v.left == "fake-a")
+    assert loaded.reason == "fake-a cannot load lacks: a fake has no such model"
+    within = [(v.property, v.stage) for v in result.verdicts if v.left == v.right == "fake-a"]
+    assert len(set(within)) == len(within)
 
 
 def test_ten_kills_leave_every_case_with_one_outcome(workers: Fleet) -> None:

@@ -86,6 +86,21 @@ def test_recordings_and_videos_have_their_stages() -> None:
     assert "vllm has no audio_input.0" in {row.detail for row in pair.stages}
 
 
+def test_what_runs_no_model_differs_nowhere_behind_its_processor() -> None:
+    """A side without states lacks `logprobs`, which is not comparable; one with states has lost them, and differs."""
+    alone, lost = side("sglang"), side("vllm")
+    gone = {name: a for name, a in alone.arrays.items() if name not in ("hidden", "logprobs", "mm_features.0")}
+    (pair,) = explained(side("hf"), Side(alone.observation, gone)).pairs
+    assert pair.first == ""
+    assert {row.stage for row in pair.stages if row.verdict == "not comparable"} == {
+        "mm_features",
+        "hidden",
+        "logprobs",
+    }
+    (pair,) = explained(side("hf"), Side(lost.observation, gone | {"hidden": lost.arrays["hidden"]})).pairs
+    assert pair.first == "mm_features"
+
+
 def test_a_probe_is_compared_with_its_plain_run() -> None:
     """A prefix that was found in a cache has no states: the last positions of both are compared."""
     case = Case(CASE.model, CASE.parts, 70, probe=Probe("prefix_cache"))

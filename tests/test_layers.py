@@ -27,8 +27,11 @@ LAYERS: tuple[frozenset[str], ...] = (
 
 TOP = len(LAYERS) - 1
 ISLAND = "harness.native"
-ADAPTERS = frozenset(f"harness.engines.{name}" for name in ("hf", "vllm", "native", "counting"))
-ENGINE_PACKAGES = frozenset({"transformers", "vllm"})
+ADAPTERS = frozenset(f"harness.engines.{name}" for name in ("hf", "vllm", "native", "sglang", "automodel", "counting"))
+FED_AS_HF = "harness.engines.automodel", "harness.engines.hf"
+"""Automodel's model takes what transformers' processor makes, and is run the same way."""
+
+ENGINE_PACKAGES = frozenset({"transformers", "vllm", "sglang", "nemo_automodel"})
 REPORTS_MAY_IMPORT = frozenset({"harness", "harness.store", "harness.schema", "harness.errors"})
 WORKER_MAY_IMPORT = frozenset({"numpy", "safetensors"})
 
@@ -86,7 +89,7 @@ def _reasons(module: str, name: str) -> Iterator[str]:
     here, there = _layer(module), _layer(name)
     if here is not None and there is not None and there > here:
         yield f"layer {here} imports layer {there}"
-    if name in ADAPTERS:
+    if name in ADAPTERS and (module, name) != FED_AS_HF:
         yield "an adapter is imported by name in its worker only"
     if top in ENGINE_PACKAGES and module not in ADAPTERS:
         yield "only adapters import an engine"

@@ -181,6 +181,12 @@ def test_loading_is_judged_by_what_is_wrong() -> None:
     assert found == {"clean": "agree", "missing": "differ", "invented": "differ", "refused": "differ"}
 
 
+def test_what_has_no_weights_is_no_sound_load() -> None:
+    """A subject that says why nothing can be said is `not comparable` with its words, whatever else it reports."""
+    (verdict,) = start_up.check_loaded({"alone": LoadReport(unchecked=("no model runs",))}, {})
+    assert (verdict.verdict, verdict.reason) == ("not comparable", "no model runs")
+
+
 def test_a_tensor_that_one_engine_ignores_is_seen() -> None:
     """Both move: agree. One stays: differ. One cannot: not comparable."""
     plain = {"a": run("a"), "b": run("b")}

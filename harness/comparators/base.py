@@ -98,6 +98,15 @@ def absent(prop: Property, stage: str, side: Side) -> Verdict:
     )
 
 
+def lacking(prop: Property, stage: str, pair: tuple[str, str], *needed: tuple[Side, str]) -> Verdict | None:
+    """What is said where a subject recorded no array of a stage that a comparison needs: which subject, which stage.
+
+    An engine that never records it and one that lost it look the same here, so it is counted and its reason shown.
+    """
+    absent = [f"{side.name} recorded no {name}" for side, name in needed if name not in side.arrays]
+    return Verdict(prop, stage, *pair, "not comparable", reason=", ".join(absent)) if absent else None
+
+
 def judge(
     prop: Property, stage: str, pair: tuple[str, str], measured: float, limit: float, unit: str, reason: str = ""
 ) -> Verdict:

@@ -48,6 +48,10 @@ def compare(case: Case, left: Side, right: Side, context: Context, prop: Propert
 def _verdicts(prop: Property, items: int, left: Side, right: Side, limits: Limits) -> Iterator[Verdict]:
     pair = left.name, right.name
     for stage in STAGES[prop]:
+        if without := [side.name for side in (left, right) if _runs_no_model(stage, side)]:
+            reason = ", ".join(f"{name} recorded no {stage} and no hidden" for name in without)
+            yield Verdict(prop, stage, *pair, "not comparable", reason=reason)
+            continue
         paired = _paired(stage, items, left, right)
         if isinstance(paired, str):
             yield Verdict(prop, stage, *pair, "differ", reason=paired)
@@ -61,6 +65,15 @@ def _verdicts(prop: Property, items: int, left: Side, right: Side, limits: Limit
             if prop == "P7":
                 yield judge(prop, "mm_features.first", pair, _worst([e[:1] for e in errors]), limit, unit)
             yield judge(prop, stage, pair, _worst(errors), limit, unit)
+
+
+def _runs_no_model(stage: str, side: Side) -> bool:
+    """Whether a side has neither rows for the decoder nor states of it, as one that is a processor alone.
+
+    A side with states that lacks rows has lost them, which differs.
+    """
+    rows = any(key.partition(".")[0] == stage for key in side.arrays)
+    return stage not in _INPUT_UNITS and not rows and "hidden" not in side.arrays
 
 
 def input_limit(stage: str, limits: Limits) -> float:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.comparators.base import Array, Comparison, Context, Limits, Side, judge
+from harness.comparators.base import Array, Comparison, Context, Limits, Side, judge, lacking
 from harness.comparators.features import input_limit
 from harness.comparators.roles import token_roles
 from harness.schema import Verdict
@@ -124,6 +124,8 @@ def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> 
     """
     groups: defaultdict[tuple[bytes, tuple[int, ...]], list[Side]] = defaultdict(list)
     for side in sides:
+        if "hidden" not in side.arrays:
+            continue  # The verdict of each of its pairs says so.
         groups[side.arrays["prompt_ids"].tobytes(), side.arrays["hidden"].shape].append(side)
     for (_, shape), group in groups.items():
         if shape[0] != len(group[0].arrays["prompt_ids"]):
@@ -177,6 +179,8 @@ def _why_not(left: Side, right: Side) -> str:
 
 def _verdict(left: Side, right: Side, context: Context, comparison: Comparison) -> Verdict:
     pair = left.name, right.name
+    if missing := lacking("P6", "hidden", pair, (left, "hidden"), (right, "hidden")):
+        return missing
     divergence = comparison.divergences.get(pair)
     if divergence is None:
         return Verdict("P6", "hidden", *pair, "not comparable", reason=_why_not(left, right))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.comparators.base import Context, Side, absent, judge
+from harness.comparators.base import Context, Side, absent, judge, lacking
 from harness.comparators.kl import realised_logprobs
 from harness.schema import Verdict
 
@@ -18,6 +18,8 @@ def check(side: Side, context: Context) -> Verdict:
     """One verdict for one subject. A prompt of one token has nothing to score and agrees at 0."""
     if side.observation.outcome != "ok":
         return absent("P6", "logprobs", side)
+    if missing := lacking("P6", "logprobs", (side.name, side.name), (side, "hidden"), (side, "logprobs")):
+        return missing
     own = side.arrays["logprobs"].astype(np.float64)
     tokens, states = len(side.arrays["prompt_ids"]), len(side.arrays["hidden"])
     if states != tokens or len(own) != tokens - 1:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from harness.comparators.base import Side, absent, judge
+from harness.comparators.base import Side, absent, judge, lacking
 from harness.schema import Verdict
 
 
@@ -14,6 +14,9 @@ def check(side: Side) -> Iterator[Verdict]:
     """One verdict for one subject at stage `finite`; `logprobs` may be minus infinity where tokens are suppressed."""
     if side.observation.outcome != "ok":
         yield absent("P12", "finite", side)
+        return
+    if missing := lacking("P12", "finite", (side.name, side.name), (side, "hidden")):
+        yield missing
         return
     floating = {stage: array for stage, array in side.arrays.items() if array.dtype.kind == "f" and stage != "logprobs"}
     counts = {stage: int((~np.isfinite(array)).sum()) for stage, array in floating.items()}

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from harness.comparators import visibility
-from harness.comparators.base import Array, Context, Side, judge
+from harness.comparators.base import Array, Context, Side, judge, lacking
 from harness.comparators.kl import diverge, judged
-from harness.schema import PROBES, Case, Verdict
+from harness.schema import PROBES, Case, Property, Verdict
 
 
 def check(case: Case, plain: Side, probed: Side, context: Context) -> Iterator[Verdict]:
@@ -33,14 +33,21 @@ def check(case: Case, plain: Side, probed: Side, context: Context) -> Iterator[V
         reason = f"{len(ids[0])} tokens plainly, {len(ids[1])} by probe {kind}"
         yield judge(prop, f"prompt_ids.{kind}", pair, differing, 0, "tokens", reason)
         return
-    if kind == "visibility":
-        yield from visibility.check(plain, probed, context)
-        return
     if kind == "repeat" and all("processor_state" in side.arrays for side in (plain, probed)):
         left_behind = float(not np.array_equal(plain.arrays["processor_state"], probed.arrays["processor_state"]))
         yield judge(prop, "state.repeat", pair, left_behind, 0, "states", "processor or class defaults changed")
+    missing = lacking(prop, kind, pair, (plain, "hidden"), (probed, "hidden"))
+    if missing:
+        yield missing
+    elif kind == "visibility":
+        yield from visibility.check(plain, probed, context)
+    else:
+        yield _by_states(plain, probed, context, prop, kind)
+
+
+def _by_states(plain: Side, probed: Side, context: Context, prop: Property, kind: str) -> Verdict:
     measured, reason = largest_kl(plain.arrays["hidden"], probed.arrays["hidden"], context)
-    yield judge(prop, kind, pair, measured, context.limits.kl_nats, "nats", reason)
+    return judge(prop, kind, (plain.name, plain.name), measured, context.limits.kl_nats, "nats", reason)
 
 
 def largest_kl(plain: Array, probed: Array, context: Context) -> tuple[float, str]:

@@ -1,9 +1,10 @@
 """P8: every config variant starts, loads every tensor, and every tensor matters.
 
 Stage `load`: tensors that are missing, unexpected or made up, by the engine's own report and by content; a checkpoint
-that an engine refuses counts one. Stage `tensor`: of a changed tensor, whether anything that was recorded moved; two
-subjects must agree on it. Which tensors are dead is the architecture's affair (layers that read another's keys have
-keys of their own in the files); that one engine reads what another ignores is a finding.
+that an engine breaks on counts one, one that it has no model for is not comparable. Stage `tensor`: of a changed
+tensor, whether anything that was recorded moved; two subjects must agree on it. Which tensors are dead is the
+architecture's affair (layers that read another's keys have keys of their own in the files); that one engine reads what
+another ignores is a finding.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from harness.schema import LoadReport, Verdict
 def check_loaded(reports: Mapping[str, LoadReport], refused: Mapping[str, str]) -> Iterator[Verdict]:
     """One verdict at stage `load` for each subject that tried; `refused` has the words of those that could not."""
     for name, report in reports.items():
+        if report.unchecked:
+            yield Verdict("P8", "load", name, name, "not comparable", reason="; ".join(report.unchecked))
+            continue
         wrong = [*report.missing, *report.unexpected, *report.reinitialised]
         reason = f"missing, unexpected or made up: {', '.join(wrong[:5])}" if wrong else ""
         yield judge("P8", "load", (name, name), len(wrong), 0, "tensors", reason)

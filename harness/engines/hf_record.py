@@ -93,9 +93,7 @@ class Encoders:
         """The processor's own counting function. Without a budget it leaves the defaults of its class as they are."""
         return self.processor._get_num_multimodal_tokens(**sizes)
 
-    def _rows(
-        self, recording: Recording, medium: str, index: int, stage: str, positions: Sequence[Tensor] = ()
-    ) -> int:
+    def _rows(self, recording: Recording, medium: str, index: int, stage: str, positions: Sequence[Tensor] = ()) -> int:
         if medium not in self.rows:
             return 0
         rows = _by_item(self.rows[medium], positions)[index]
