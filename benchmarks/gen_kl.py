@@ -1,9 +1,9 @@
 """How far NeMo Automodel's model is from transformers' with its vision-aware mask and without: KL and gen_kl.
 
-    uv run python benchmarks/gen_kl.py --python ENVIRONMENT/bin/python [--cases 20] [--seed 0]
+    uv run python benchmarks/gen_kl.py [--release 0.7.0] [--cases 20] [--seed 0]
 
-ENVIRONMENT holds nemo-automodel and what releases.toml lists beside it. Prompts are generated; those without an image
-and those with one are told apart, and soft tokens from text within the latter.
+Prompts are generated; those without an image and those with one are told apart, and the roles of positions within the
+latter.
 """
 
 from __future__ import annotations
@@ -11,32 +11,28 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from harness.campaign import Campaign, Options, Result, fleet
 from harness.comparators.estimators import gen_kl_error, policy_kl_error
-from harness.environments import Subject
+from harness.environments import Subject, resolve
 from harness.schema import ROLES, Case
 from harness.session import locate
 from harness.strategies import generate
 from harness.strategies.cases import cases
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = "tiny-26b-a4b"
-PLANTED = "automodel-planted-causal"
+
+Row = tuple[float, ...]
+"""gen_kl both ways, mean |difference| of log-probabilities, mean and largest KL of one prompt."""
 
 
-def subjects(python: str) -> list[Subject]:
-    """Transformers here, and Automodel there as it is and with the fault planted."""
-    there = {"python": python, "env": {"PYTHONPATH": str(ROOT)}}
-    return [
-        Subject("hf", "hf"),
-        Subject("automodel", "automodel", **there),
-        Subject(PLANTED, "automodel", options={"plant": "causal"}, **there),
-    ]
+def subjects(release: str) -> list[Subject]:
+    """Transformers, and a release of Automodel as it is and with the fault planted."""
+    return resolve(["hf", f"automodel@{release}", f"automodel-planted-causal@{release}"])
 
 
 def prompts(count: int, seed: int) -> list[Case]:
@@ -47,13 +43,13 @@ def prompts(count: int, seed: int) -> list[Case]:
     return [case for group in drawn for case in group if not (case.audios or case.videos)]
 
 
-def measured(results: Iterator[Result]) -> dict[tuple[str, str], list[tuple[float, float, float, float, float]]]:
-    """(kind of prompt, subject) -> of each prompt: gen_kl both ways, mean |difference|, mean and largest KL."""
-    rows = defaultdict(list)
+def measured(results: Iterator[Result], names: Sequence[str]) -> dict[tuple[str, str], list[Row]]:
+    """(kind of prompt, subject) -> a row a prompt, for each subject beside hf."""
+    rows: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for result in results:
         logprobs = {side.name: side.arrays["logprobs"] for side in result.sides if "logprobs" in side.arrays}
         kind = "with images" if result.case.images else "text only"
-        for name in ("automodel", PLANTED):
+        for name in names:
             kl = result.arrays.get(f"kl/hf/{name}")
             if kl is None:
                 continue
@@ -70,14 +66,15 @@ def measured(results: Iterator[Result]) -> dict[tuple[str, str], list[tuple[floa
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--python", required=True)
+    parser.add_argument("--release", default="0.7.0", help="of nemo-automodel")
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as logs, fleet(subjects(given.python), Options(), Path(logs)) as workers:
-        rows = measured(Campaign(workers, locate).run(prompts(given.cases, given.seed)))
-        versions = workers.versions
-    print({name: versions[name] for name in ("hf", PLANTED)})
+    chosen = subjects(given.release)
+    with tempfile.TemporaryDirectory() as logs, fleet(chosen, Options(), Path(logs)) as workers:
+        results = Campaign(workers, locate).run(prompts(given.cases, given.seed))
+        rows = measured(results, [subject.name for subject in chosen[1:]])
+        print(workers.versions)
     print("| prompts | subject | n | gen_kl_error | policy_kl_error | mean abs | mean KL, nats | largest KL, nats |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for (kind, name), numbers in rows.items():
