@@ -2,7 +2,7 @@
 
     uv run python benchmarks/flatness.py [--quick] [--repeats 3] [--json FILE] [--plot FILE.svg]
 
-float32, one thread, the made-up model of `benchmarks/native.py`. Times are those of the processor, not of the clock,
+float32, one thread, the model of `benchmarks/made_up.py`. Times are those of the processor, not of the clock,
 and the best of some turns in which all rows take part, so that others on the machine count little. Beside each row
 stands `square`: the bare attention of one such layer as one square with a mask, every row against every column, which
 is what is not flat.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.native import Sizes, load_native, prepare, write_checkpoint
+from benchmarks.made_up import Sizes, load_native, prepare, write_checkpoint
 from harness.native import Gemma4
 from harness.native.image import ImagePatches
 

@@ -43,6 +43,20 @@ def test_compiled_layers_give_the_same_hidden_states() -> None:
         assert not torch.equal(eager, compiled), "nothing was compiled"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_samples_decoded_together_are_the_same_compiled() -> None:
+    """Two samples of unequal length, each three tokens further, as by the eager model."""
+    rows = []
+    for compiled in (False, True):
+        model = load(compiled=compiled)
+        caches = [model.new_cache(), model.new_cache()]
+        for words, memory in zip(("<bos>a", "<bos>and some more words"), caches, strict=True):
+            model.forward(model.prepare(words, max_soft_tokens=70), cache=memory)
+        rows.append(torch.cat([model.decode_batch([token, token + 1], caches) for token in (5, 6, 7)]))
+    error = (rows[0] - rows[1]).norm(dim=-1) / rows[0].norm(dim=-1)
+    assert 0 < error.max() <= LIMIT
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(3, 64), (2, 4, 48), (1, 512)])
 def test_the_norm_is_its_formula(dtype: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -219,7 +219,7 @@ def test_sliding_layers_keep_their_window_only(name: str) -> None:
 
 def test_a_window_of_one_keeps_nothing() -> None:
     """The smallest window leaves no row for the next token."""
-    layer = LayerCache(0)
+    layer = LayerCache(0, torch.empty(0, 1, 2))
     for value in (1.0, 2.0):
         rows = torch.full((3, 1, 2), value)
         layer.extend(rows, rows)

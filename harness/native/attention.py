@@ -3,22 +3,26 @@
 Shapes: T queries; S keys; N query heads; K key heads (K divides N, G = N / K); D head size.
 
 A sliding layer costs the same per token however long the sample is, images packed after one another see only
-themselves, and nothing is padded.
+themselves, and nothing is padded. On a GPU one kernel does what the tiles of a plan do one by one: see `flex.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .flex import attend_blocks, block_mask
 from .masks import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from torch.nn.attention.flex_attention import BlockMask
 
 # Rows of a masked tile. A tile reads its rows' window and as many keys again as it has rows, so small tiles waste
 # fewer products; on a GPU a launch costs more than they do.
@@ -48,6 +52,11 @@ class Plan:
             return None
         return self.spans.rows(tile.queries).visible(range(tile.keys.start, tile.keys.stop))
 
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """All tiles at once, for the kernel of `flex.py`."""
+        return block_mask(self.spans)
+
 
 def plan(samples: Sequence[Spans], device: torch.device) -> Plan:
     """Cut the queries of packed samples into tiles, none of them across two samples.
@@ -62,12 +71,6 @@ def plan(samples: Sequence[Spans], device: torch.device) -> Plan:
     tiles = [tile for start, spans in zip(starts, samples, strict=False) for tile in _cut(start, spans, device)]
     first, last = torch.cat([spans.first for spans in samples]), torch.cat([spans.last for spans in samples])
     return Plan(Spans(first.to(device), last.to(device)), tuple(tiles))
-
-
-def everything(keys: int) -> Plan:
-    """The plan of one query that sees all keys: the next token, to which a cache keeps nothing invisible."""
-    spans = Spans(torch.zeros(1, dtype=torch.long), torch.full((1,), keys - 1))
-    return Plan(spans, (Tile(slice(0, 1), slice(0, keys), masked=False),))
 
 
 def whole(lengths: Sequence[int], device: torch.device) -> Plan:
@@ -112,8 +115,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, plan: Plan) -> Tensor:
     Returns:
         (T, N * D).
     """
-    if len(queries) == 1 and not plan.tiles[0].masked:
-        return attend_next(queries, keys[plan.tiles[0].keys], values[plan.tiles[0].keys])
+    if queries.is_cuda and queries.dtype != torch.float64 and len(plan.tiles) > 1:
+        return attend_blocks(queries, keys, values, plan.blocks)
+    return attend_tiles(queries, keys, values, plan)
+
+
+def attend_tiles(queries: Tensor, keys: Tensor, values: Tensor, plan: Plan) -> Tensor:
+    """The same, tile by tile."""
     groups = queries.shape[1] // keys.shape[1]
     q = queries.reshape(len(queries), keys.shape[1], groups, -1).permute(1, 2, 0, 3)
     # The groups share their keys by a stride of 0: nothing is repeated in memory.

@@ -19,24 +19,30 @@ if TYPE_CHECKING:
 
 
 class LayerCache:
-    """The rotated keys and the values of one layer; `limit` is how many tokens outlive a pass, None for all."""
+    """The rotated keys and the values of one layer, as `empty` (0, K, D) is.
 
-    def __init__(self, limit: int | None) -> None:
+    `limit` is how many tokens outlive a pass, None for all.
+    """
+
+    def __init__(self, limit: int | None, empty: Tensor) -> None:
         self.limit = limit
-        self.buffers: tuple[Tensor, ...] = ()
+        self.buffers: tuple[Tensor, ...] = (empty, empty)
         self.start = self.stop = 0
 
     def extend(self, keys: Tensor, values: Tensor) -> None:
         """Append n tokens, 2 of (n, K, D). The first ones are kept as they are, without a copy."""
-        new = len(keys)
-        if not self.buffers:
-            self.buffers = (keys, values)
-        else:
-            if self.stop + new > len(self.buffers[0]):
-                self._move(2 * (self.stop - self.start + new))
-            for buffer, rows in zip(self.buffers, (keys, values), strict=True):
-                buffer[self.stop : self.stop + new] = rows
-        self.stop += new
+        if not len(self.buffers[0]):
+            self.buffers, self.stop = (keys, values), len(keys)
+            return
+        self.reserve(len(keys))
+        for kept, rows in zip(self.read(), (keys, values), strict=True):
+            kept[len(kept) - len(rows) :] = rows
+
+    def reserve(self, tokens: int) -> None:
+        """Append rows that are still to be written."""
+        if self.stop + tokens > len(self.buffers[0]):
+            self._move(2 * (self.stop - self.start + tokens))
+        self.stop += tokens
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Keys and values of all kept tokens: 2 of (S, K, D)."""
@@ -61,12 +67,14 @@ class LayerCache:
 
 
 class Cache:
-    """What a decoder remembers of one sample; `length` tokens have been read."""
+    """What a decoder remembers of one sample; `length` tokens have been read. `like` has its dtype and device."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, like: Tensor) -> None:
         self.length = 0
         self.layers = {
-            shape.index: LayerCache(config.window - 1 if shape.kind == SLIDING else None)
+            shape.index: LayerCache(
+                config.window - 1 if shape.kind == SLIDING else None, like.new_empty(0, shape.kv_heads, shape.head_dim)
+            )
             for shape in config.layers
             if shape.donor is None
         }
@@ -76,6 +84,11 @@ class Cache:
         """Position of the first token that layers of a kind still keep."""
         kept = self.layers[self._kinds[kind]]
         return self.length - (kept.stop - kept.start)
+
+    def reserve(self) -> None:
+        """Room in every layer for the rows of one token."""
+        for layer in self.layers.values():
+            layer.reserve(1)
 
     def advance(self, tokens: int) -> None:
         """Note that every layer has read `tokens` more."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .attention import everything, plan
+from .attention import plan
 from .audio import AudioTower
 from .cache import Cache
 from .config import ModelConfig, TowerConfig, read_config
@@ -172,9 +172,7 @@ class Gemma4:
         if not len(token_ids) == len(caches) == len({id(cache) for cache in caches}) > 0:
             raise ValueError(f"{len(token_ids)} tokens and {len(caches)} caches; give each token a cache of its own")
         decoder = self.network.decoder
-        ids = torch.tensor(token_ids, device=decoder.embedding.device)
-        hidden: Tensor = decoder(ids, decoder.embed(ids), [self.next_token(cache) for cache in caches], Silence())
-        return hidden
+        return decoder.step(torch.tensor(token_ids, device=decoder.embedding.device), caches)
 
     @torch.no_grad()
     def forward_packed(
@@ -202,7 +200,7 @@ class Gemma4:
 
     def new_cache(self) -> Cache:
         """An empty cache, for one sample."""
-        return Cache(self.config.text)
+        return Cache(self.config.text, self.network.decoder.embedding)
 
     def embed(self, prepared: Prepared, tap: Tap) -> tuple[Tensor, Tensor]:
         """Token ids (T,) with padding in place of soft tokens, and the decoder's input (T, H)."""
@@ -224,19 +222,11 @@ class Gemma4:
     def layouts(self, media_types: Tensor, cache: Cache, chunk_tokens: int) -> Iterator[tuple[slice, Layout]]:
         """Each chunk of a sample: which of its tokens, and where they stand. Made when the last one is done."""
         device, past = self.network.decoder.embedding.device, cache.length
-        if past and len(media_types) == 1:
-            yield slice(0, 1), self.next_token(cache)
-            return
         spans = self.spans(media_types, past)
         for rows in chunks(media_types, chunk_tokens, vision_blocks=self.config.text.vision_blocks):
             plans = {kind: plan([span.rows(rows).shift(-cache.first(kind))], device) for kind, span in spans.items()}
             positions = torch.arange(past + rows.start, past + rows.stop, device=device)
             yield rows, Layout(positions, plans, cache)
-
-    def next_token(self, cache: Cache) -> Layout:
-        """Where one token stands after those in a cache. Its plan needs no masks, which would cost more than it."""
-        plans = {kind: everything(cache.length - cache.first(kind) + 1) for kind in self.config.text.rope}
-        return Layout(torch.tensor([cache.length], device=self.network.decoder.embedding.device), plans, cache)
 
     def features(self, images: Sequence[ImagePatches], tap: Tap) -> list[Tensor]:
         """The rows that stand in for each image's soft tokens: one (S, H) per image, in packs of a few images."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .attention import attend
+from .attention import attend, attend_next
 from .feed_forward import FeedForward
 from .layers import Linear, RMSNorm, Rotation, gelu, product, rms_normalize, rope, rotate, wide_dtype
 
@@ -91,6 +91,17 @@ class Attention(nn.Module):
             seen.append(attend(queries[rows], *kept.read(), layout.plans[shape.kind]))
         return torch.cat(seen)
 
+    def look_back(self, queries: Tensor, new: Sequence[Tensor], kept: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The same for the next token of each of B samples, which sees all that its sample keeps.
+
+        Queries (B, N, D); new keys and values, 2 of (B, K, D) or none, to be written to the last row of those
+        kept, B times 2 of (S, K, D) -> (B, N * D).
+        """
+        for row, pair in enumerate(kept):
+            for rows, news in zip(pair, new, strict=False):
+                rows[-1] = news[row]
+        return torch.cat([attend_next(query, *pair) for query, pair in zip(queries.split(1), kept, strict=True)])
+
 
 class LayerEmbedding(nn.Module):
     """Adds what the token means to this layer alone, gated by the stream itself."""
@@ -127,6 +138,13 @@ class Layer(nn.Module):
         """(T, H), (T, W) or None -> (T, H). Only the middle looks at other tokens; the rest can be compiled."""
         queries, *keys_values = self.before(x, rotations[self.attention.shape.kind])
         return self.after(x, self.attention.look(queries, keys_values, layouts), embedding)
+
+    def step(
+        self, x: Tensor, embedding: Tensor | None, rotation: Rotation, kept: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """One token of each of B samples: (B, H), (B, W) or None -> (B, H)."""
+        queries, *new = self.before(x, rotation)
+        return self.after(x, self.attention.look_back(queries, new, kept), embedding)
 
     def before(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, ...]:
         """What attention needs: (T, H) -> (T, N, D) and up to 2 of (T, K, D)."""
@@ -180,7 +198,7 @@ class Decoder(nn.Module):
     def compile(self) -> None:
         """Compile what lies between the attentions of two layers, once for layers of one shape."""
         for layer in self.layers:
-            for name in ("before", "after"):
+            for name in ("before", "after", "step"):
                 setattr(layer, name, torch.compile(getattr(layer, name), **COMPILE))
 
     def forward(self, token_ids: Tensor, embedded: Tensor, layouts: Sequence[Layout], tap: Tap) -> Tensor:
@@ -200,6 +218,23 @@ class Decoder(nn.Module):
             hidden = tap.record(f"layer.{index}", hidden)
         for layout in layouts:
             layout.cache.advance(len(layout.positions))
+        out: Tensor = self.norm(hidden)
+        return out
+
+    def step(self, token_ids: Tensor, caches: Sequence[Cache]) -> Tensor:
+        """Read the next token of each of B samples: (B,) -> (B, H)."""
+        embedded = self.embed(token_ids)
+        rotations = self.rotations(torch.tensor([cache.length for cache in caches], device=embedded.device))
+        tables = self.token_tables(token_ids, embedded) if self.token_tables is not None else None
+        for cache in caches:
+            cache.reserve()
+        hidden = embedded
+        for index, layer in enumerate(self.layers):
+            shape = layer.attention.shape
+            kept = [cache.layers[index if shape.donor is None else shape.donor].read() for cache in caches]
+            hidden = layer.step(hidden, None if tables is None else tables[:, index], rotations[shape.kind], kept)
+        for cache in caches:
+            cache.advance(1)
         out: Tensor = self.norm(hidden)
         return out
 
