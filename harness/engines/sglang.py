@@ -22,8 +22,7 @@ from typing import Any
 
 import torch
 from sglang.srt.server_args import ServerArgs
-from sglang.srt.utils.hf_transformers_utils import get_processor
-from transformers import AutoConfig
+from sglang.srt.utils.hf_transformers_utils import get_config, get_processor
 
 from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
 from harness.engines.inputs import Sample
@@ -56,7 +55,7 @@ class SglangEngine:
             model_path=str(checkpoint), device="cpu", attention_backend="triton", disable_fast_image_processor=True
         )
         _publish(args)
-        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        config = get_config(str(checkpoint), trust_remote_code=False)
         self.processor = getattr(importlib.import_module(module), attribute)(
             config, args, get_processor(str(checkpoint)), "default"
         )
