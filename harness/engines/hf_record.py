@@ -72,7 +72,7 @@ class Encoders:
         return counts
 
     def _predicted_audio(self, index: int, samples: Array) -> int:
-        """By the processor's function; in 5.10 that calls one that is not there, so its expansion of the prompt counts."""
+        """By the processor's function; in 5.10 that is broken, and its expansion of the prompt counts."""
         if not hasattr(self.processor, "_compute_audio_num_tokens"):
             return int(self.processor.replace_audio_token(self.inputs, index).count(self.processor.audio_token))
         return int(self._predicted(audio_lengths=[len(samples)]).num_audio_tokens[0])
@@ -93,9 +93,7 @@ class Encoders:
         """The processor's own counting function. Without a budget it leaves the defaults of its class as they are."""
         return self.processor._get_num_multimodal_tokens(**sizes)
 
-    def _rows(
-        self, recording: Recording, medium: str, index: int, stage: str, positions: Sequence[Tensor] = ()
-    ) -> int:
+    def _rows(self, recording: Recording, medium: str, index: int, stage: str, positions: Sequence[Tensor] = ()) -> int:
         if medium not in self.rows:
             return 0
         rows = _by_item(self.rows[medium], positions)[index]
