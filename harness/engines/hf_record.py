@@ -72,7 +72,7 @@ class Encoders:
         return counts
 
     def _predicted_audio(self, index: int, samples: Array) -> int:
-        """By the processor's function; in 5.10 that calls one that is not there, so its expansion of the prompt counts."""
+        """By the processor's function; in 5.10 that is broken, and its expansion of the prompt counts."""
         if not hasattr(self.processor, "_compute_audio_num_tokens"):
             return int(self.processor.replace_audio_token(self.inputs, index).count(self.processor.audio_token))
         return int(self._predicted(audio_lengths=[len(samples)]).num_audio_tokens[0])

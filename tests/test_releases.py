@@ -1,0 +1,123 @@
+"""Older releases of transformers and vLLM and other options, on the real packages: what each makes of a few cases.
+
+Left out by default; `uv run pytest -m releases` builds the environments (seconds with a warm cache) and runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from harness.campaign import Campaign, Options, Result, fleet
+from harness.environments import Subject, resolve
+from harness.schema import AudioSpec, Case, ImageSpec, Part, Property, VideoSpec
+from harness.session import locate
+from tests.released import subject
+
+pytestmark = [pytest.mark.engines, pytest.mark.releases]
+
+TEXT = (Part(text="The quick brown fox jumps over the lazy dog and tells all."),)
+IMAGE = (Part(text="Look "), Part(image=ImageSpec(100, 90)), Part(text=" what is it here?"))
+EXTREME = (Part(text="Look "), Part(image=ImageSpec(900, 3)), Part(text=" what is it?"))
+AUDIO = (Part(text="Hear "), Part(audio=AudioSpec(9000)), Part(text=" what was it?"))
+VIDEO = (Part(text="See "), Part(video=VideoSpec(3, 80, 60, fps=2.0, indices=(0, 50, 130))), Part(text=" what?"))
+START_UP_TIMEOUT_S = 600
+
+
+def run(
+    subjects: Sequence[Subject], cases: Sequence[Case], logs: Path, properties: Sequence[Property] = ()
+) -> list[Result]:
+    options = Options(timeout_s=START_UP_TIMEOUT_S, properties=tuple(properties) or Options.properties)
+    with fleet(subjects, options, logs) as workers:
+        return list(Campaign(workers, locate).run(cases))
+
+
+def outcomes(results: Sequence[Result], name: str) -> Iterator[tuple[str, str]]:
+    for result in results:
+        yield from ((o.outcome, o.message) for o in result.observations if o.subject == name)
+
+
+def signatures(results: Sequence[Result]) -> set[str]:
+    return {finding.signature for result in results for finding in result.findings}
+
+
+@pytest.mark.parametrize("release", ["5.5.0", "5.8.0", "5.10.4", "5.17.0"])
+def test_hf_takes_every_medium(release: str, tmp_path: Path) -> None:
+    """Features of images, sound and videos, and pixels, are those of native; tiny-e2b loads whole."""
+    cases = [Case("tiny-e2b", parts) for parts in (TEXT, IMAGE, AUDIO, VIDEO)]
+    name = f"hf@{release}"
+    results = run([subject(name), *resolve(["native"])], cases, tmp_path, ("P1", "P2", "P7", "P8", "P10", "P11"))
+    assert list(outcomes(results, name)) == [("ok", "")] * 4
+    assert signatures(results) == set()
+
+
+def test_hf_5_5_reads_its_own_keys_without_a_cache(tmp_path: Path) -> None:
+    """5.5.0 shares keys and values through the cache alone; 5.8.0 agrees with native on the same text."""
+    subjects = [subject("hf@5.5.0"), subject("hf@5.8.0"), *resolve(["native"])]
+    (result,) = run(subjects, [Case("tiny-e2b", TEXT)], tmp_path, ("P6",))
+    (finding,) = result.findings
+    assert (finding.stage, finding.suspect) == ("hidden", "hf@5.5.0")
+    assert finding.measured is not None
+    assert finding.measured > 1
+
+
+@pytest.mark.parametrize(("release", "known"), [("5.5.0", False), ("5.8.0", False), ("5.10.4", True), ("5.17.0", True)])
+def test_the_12b_appears_in_5_10(release: str, known: bool, tmp_path: Path) -> None:
+    """Releases before have no class for it and say so; from 5.10 on it loads and runs."""
+    name = f"hf@{release}"
+    results = run([subject(name)], [Case("tiny-12b", parts) for parts in (IMAGE, AUDIO, VIDEO)], tmp_path, ("P1", "P8"))
+    found = list(outcomes(results, name))
+    if known:
+        assert found == [("ok", "")] * 3
+    else:
+        assert {outcome for outcome, _ in found} == {"unavailable"}
+        assert "model type `gemma4_unified` but Transformers does not recognize this architecture" in found[0][1]
+
+
+def test_the_pil_image_processor_makes_other_pixels(tmp_path: Path) -> None:
+    """It runs, its pixels differ from torchvision's, and P7 says so; the text beside is the same."""
+    other = Subject("hf-pil", "hf", options={"image_processor": "pil"})
+    text, image = run([other, *resolve(["hf"])], [Case("tiny-e2b", TEXT), Case("tiny-e2b", IMAGE)], tmp_path)
+    assert list(outcomes([text, image], "hf-pil")) == [("ok", "")] * 2
+    assert signatures([text]) == set()
+    assert any(signature.startswith("P7/pixels") for signature in signatures([image]))
+
+
+def test_eager_attention_inverts_the_audio_mask(tmp_path: Path) -> None:
+    """It runs; rows of sound differ from those with sdpa, those of an image do not."""
+    other = Subject("hf-eager", "hf", options={"attention": "eager"})
+    image, audio = run([other, *resolve(["hf"])], [Case("tiny-e2b", IMAGE), Case("tiny-e2b", AUDIO)], tmp_path)
+    assert list(outcomes([image, audio], "hf-eager")) == [("ok", "")] * 2
+    assert signatures([image]) == set()
+    assert any(signature.startswith("P11/audio_features") for signature in signatures([audio]))
+
+
+@pytest.mark.parametrize(("release", "clamps"), [("0.20.0", False), ("0.21.0", True)])
+def test_vllm_0_20_makes_more_placeholders_than_rows(release: str, clamps: bool, tmp_path: Path) -> None:
+    """vLLM #40796, live: 900 x 3 px at budget 280 dies in the engine; the case after it runs. 0.21.0 clamps."""
+    name = f"vllm@{release}"
+    found = list(outcomes(run([subject(name)], [Case("tiny-e2b", EXTREME), Case("tiny-e2b", IMAGE)], tmp_path), name))
+    assert found[1] == ("ok", "")
+    if clamps:
+        assert found[0] == ("ok", "")
+    else:
+        assert found[0][0] == "crashed"
+        assert "multimodal tokens to 289 placeholders" in found[0][1]
+
+
+def test_vllm_0_19_norms_after_it_projects(tmp_path: Path) -> None:
+    """Same pixels, other feature rows: its projector has the norm behind the projection; 0.20.0 has it before."""
+    subjects = [subject("vllm@0.19.0"), subject("vllm@0.20.0"), *resolve(["native"])]
+    (result,) = run(subjects, [Case("tiny-e2b", IMAGE)], tmp_path, ("P7",))
+    assert {finding.stage for finding in result.findings} == {"mm_features", "mm_features.first"}
+    assert {finding.suspect for finding in result.findings} == {"vllm@0.19.0"}
+
+
+def test_vllm_0_22_dies_in_the_first_forward_of_a_12b(tmp_path: Path) -> None:
+    """It has no class for the 12B and takes the Transformers backend, which does not know two head sizes."""
+    name = "vllm@0.22.1"
+    ((outcome, message),) = outcomes(run([subject(name)], [Case("tiny-12b", TEXT)], tmp_path, ("P1", "P8")), name)
+    assert outcome == "crashed"
+    assert "is invalid for input of size" in message
