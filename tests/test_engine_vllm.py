@@ -18,7 +18,7 @@ from harness.comparators.probes import check
 from harness.environments import resolve
 from harness.media import arrays
 from harness.pool import Worker
-from harness.render import render
+from harness.render import texts
 from harness.schema import AudioSpec, Case, ImageSpec, Part, Probe, ProbeKind, PromptForm, Request, Verdict, VideoSpec
 from harness.session import locate
 
@@ -63,9 +63,9 @@ class Engine:
         if media:
             save_file(media, media_path)
         template = self.checkpoint.chat_template if case.form == "chat" else ""
-        other = render(replace(case, parts=companion), template) if companion else ""
+        words = texts(case, template, waves=self.checkpoint.takes_waves)
         arrays_path = str(self.scratch / f"{case.id}{probe}")
-        request = Request(case, render(case, template), media_path, arrays_path, other, probe)
+        request = Request(case, media_path=media_path, arrays_path=arrays_path, probe=probe, **words)
         return load_side(self.worker.run(request))
 
     def verdicts(self, case: Case, plain: Side, probed: Side) -> list[Verdict]:
