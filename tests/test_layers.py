@@ -16,7 +16,21 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"schema", "errors"}),
     frozenset({"spec", "media", "render", "checkpoint", "zoo", "store"}),
     frozenset({"strategies", "engines", "comparators", "environments", "deviations", "records", "reductions"}),
-    frozenset({"worker", "pool", "campaign", "session", "doctor", "sweep", "replay", "hunt", "explain", "export"}),
+    frozenset(
+        {
+            "worker",
+            "pool",
+            "campaign",
+            "session",
+            "doctor",
+            "sweep",
+            "replay",
+            "hunt",
+            "explain",
+            "export",
+            "export_script",
+        }
+    ),
     frozenset({"cli", "cli_capsule", "cli_sweep", "options", "show", "suite", "__main__"}),
 )
 """Layer 0 first; a module belongs to the layer of its first name below `harness`."""

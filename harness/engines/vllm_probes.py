@@ -17,7 +17,6 @@ import numpy as np
 
 from harness.engines.base import Array, Recording, Rejected, Unsupported
 from harness.engines.inputs import Media, with_changed_tensor
-from harness.engines.vllm_cache import processor_cache
 from harness.engines.vllm_media import counted, multi_modal_data, prompt
 from harness.render import messages, tools
 from harness.schema import ProbeKind, Request, SoftTokenBudget
@@ -136,7 +135,7 @@ def _processor_cache(engine: Any, request: Request, media: Media, _arrays: Array
     other, ours = (
         prompt(request.prompt, media, budget) for budget in (_other_budget(request), request.case.max_soft_tokens)
     )
-    with processor_cache(engine.llm, engine.core) as cache:
+    with engine.processor_cache() as cache:
         for made in (other, ours, ours):
             _forget(engine)  # So that only the processor's cache is looked at.
             engine.tap.clear()
