@@ -37,8 +37,8 @@ PAIR_STAGES = (
 ALONE_STAGES = ("counts", "logprobs", "frames", "outcome")
 
 WAYS: dict[ProbeKind, str] = {
-    "chunked": "model.generate(**inputs, **GENERATION, prefill_chunk_size={step}) and None",
-    "static_cache": 'model.generate(**inputs, **GENERATION, cache_implementation="static") and None',
+    "chunked": "generated(model, inputs, prefill_chunk_size={step})",
+    "static_cache": 'generated(model, inputs, cache_implementation="static")',
     "forward": "plain(model, inputs, use_cache=False)",
 }
 """Probes that are another way through a model of transformers, by its public interface."""
@@ -158,6 +158,8 @@ def _sources_of(capsule: Capsule) -> Iterator[str]:
         yield from _with_helpers(function)
     if "hf" in engines and finding.stage != "rounding":
         yield inspect.getsource(hf_paths.plain)
+        if case.probe and "generated" in WAYS.get(case.probe.kind, ""):
+            yield inspect.getsource(hf_paths.generated)
         if case.videos:
             yield f"_ENCODERS = {hf_paths._ENCODERS!r}\n"
             yield inspect.getsource(hf_paths.video_encoded_first)
