@@ -1,7 +1,7 @@
 """vLLM with one seeded fault, as a worker's engine: what its processor made is known by the medium alone.
 
-The class of https://github.com/vllm-project/vllm/pull/40599: an image that was seen at one budget is then taken from the
-cache at another.
+The class of https://github.com/vllm-project/vllm/pull/40599: an image that was seen at one budget is then taken from
+the cache at another.
 """
 
 from __future__ import annotations
