@@ -14,7 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from harness.errors import EngineUnavailable, EngineUnsupported
 from harness.media import arrays as media_arrays
 from harness.pool import Worker, thread_share
 from harness.records import rows_of
-from harness.render import render
+from harness.render import texts
 from harness.schema import PROPERTIES, Case, Finding, LoadReport, Observation, Property, Request, Verdict
 
 PIPELINE_DEPTH = 3
@@ -104,7 +104,7 @@ class Fleet:
             s.name: Worker(s, logs / f"{s.name}.log", threads=threads, timeout_s=options.timeout_s) for s in startable
         }
         self.loaded: tuple[Path, str] | None = None
-        self.template = ""
+        self.template, self.waves = "", False
         self.reports: dict[str, LoadReport] = {}
         self.refused: dict[str, str] = {}
         self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.workers}
@@ -135,7 +135,8 @@ class Fleet:
                 self.reports[name] = LoadReport(unchecked=(str(error),))
             except EngineUnavailable as error:
                 self.absent[name] = self.refused[name] = str(error)
-        self.loaded, self.template = (checkpoint, dtype), Checkpoint.open(checkpoint).chat_template
+        opened = Checkpoint.open(checkpoint)
+        self.loaded, self.template, self.waves = (checkpoint, dtype), opened.chat_template, opened.takes_waves
 
     def submit(self, case: Case) -> Flight:
         """Draw a case's media once and hand it, and its probe, to every worker's queue."""
@@ -146,7 +147,7 @@ class Fleet:
             media_path = str(self.scratch / f"{case.id}.media")
             save_file(drawn, media_path)
         template = self.template if case.form == "chat" else ""
-        other = render(replace(case, parts=companion), template) if companion else ""
+        words = texts(case, template, waves=self.waves)
         flight = Flight(case)
         for probe in (False, True) if case.probe else (False,):
             for name in {**self.workers, **self.absent}:
@@ -155,7 +156,7 @@ class Fleet:
                     flight.futures.append(_done(absent))
                     continue
                 arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
-                request = Request(case, render(case, template), media_path, arrays_path, other, probe)
+                request = Request(case, media_path=media_path, arrays_path=arrays_path, probe=probe, **words)
                 flight.futures.append(self._executors[name].submit(self.workers[name].run, request))
         return flight
 
@@ -261,7 +262,7 @@ class Campaign:
             OutputHead.of(checkpoint),
             Limits.of(dtype),
             checkpoint.layers,
-            unified=checkpoint.config["model_type"] == "gemma4_unified",
+            unified=checkpoint.takes_waves,
             experts=bool(checkpoint.config["text_config"].get("enable_moe_block")),
             read=checkpoint.read,
         )

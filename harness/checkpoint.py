@@ -71,6 +71,11 @@ class Checkpoint:
         path = self.path / "chat_template.jinja"
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
+    @property
+    def takes_waves(self) -> bool:
+        """Whether sound enters as it is, 640 samples a soft token, as in the 12B; elsewhere it enters as log-mel."""
+        return bool(self.config["model_type"] == "gemma4_unified")
+
     @cached_property
     def media_tokens(self) -> MediaTokens:
         """The ids that frame and fill media in this checkpoint's vocabulary; -1 for a medium that it lacks."""

@@ -135,12 +135,28 @@ def _saw(phase: npt.NDArray[np.int64], period: int) -> npt.NDArray[np.int64]:
     return phase % period * 16_384 // period - 8_192
 
 
+def _tone(index: npt.NDArray[np.int64], spec: AudioSpec) -> npt.NDArray[np.int64]:
+    return _saw(index, 23 + spec.seed % 200)
+
+
+def _chirp(index: npt.NDArray[np.int64], spec: AudioSpec) -> npt.NDArray[np.int64]:
+    return _saw(index * index // (spec.rate_hz // 10), 61 + spec.seed % 40)
+
+
+def _clicks(index: npt.NDArray[np.int64], spec: AudioSpec) -> npt.NDArray[np.int64]:
+    return 16_384 * (index % (701 + spec.seed) == 0)
+
+
+def _silence(index: npt.NDArray[np.int64], _spec: AudioSpec) -> npt.NDArray[np.int64]:
+    return 0 * index
+
+
 _WAVES: dict[Waveform, Callable[[npt.NDArray[np.int64], AudioSpec], npt.NDArray[np.int64]]] = {
     "noise": _hiss,
-    "tone": lambda index, spec: _saw(index, 23 + spec.seed % 200),
-    "chirp": lambda index, spec: _saw(index * index // (spec.rate_hz // 10), 61 + spec.seed % 40),
-    "clicks": lambda index, spec: 16_384 * (index % (701 + spec.seed) == 0),
-    "silence": lambda index, _: 0 * index,
+    "tone": _tone,
+    "chirp": _chirp,
+    "clicks": _clicks,
+    "silence": _silence,
 }
 
 

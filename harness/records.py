@@ -42,6 +42,7 @@ def _case_row(case: Case) -> dict[str, Any]:
     return {
         "form": case.form,
         "system": bool(case.system),
+        "tool": bool(case.tool),
         "max_soft_tokens": case.max_soft_tokens,
         "images": len(case.images),
         "audios": len(case.audios),

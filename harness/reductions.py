@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from harness.schema import AudioSpec, Case, ImageSpec, Part, Probe, SoftTokenBudget, VideoSpec
+from harness.schema import AudioSpec, Case, ImageSpec, Part, Probe, SoftTokenBudget, ToolUse, VideoSpec
 
 Reduction = Callable[[Case], Iterator[Case]]
 _PLAIN = {"solid": 0, "silence": 0, "gradient": 1, "tone": 1}
@@ -33,12 +33,17 @@ def size(case: Case) -> tuple[int, ...]:
         case.max_soft_tokens,
         sum(spec.width_px + spec.height_px for spec in framed),
         sum(audio.samples for audio in audios),
-        sum(len(part.text) for part in parts) + len(case.system),
+        sum(len(part.text) for part in parts) + len(case.system) + _tool_letters(case.tool),
         sum(part.expanded for part in parts) + ("raw", "turn", "chat").index(case.form),
         case.probe.at if case.probe else 0,
         sum(_oddity(spec) for spec in media),
         sum(not (letter.isascii() and letter.isalpha()) for part in parts for letter in part.text),
     )
+
+
+def _tool_letters(tool: ToolUse | None) -> int:
+    """Letters of a tool; one that does not say more than a letter still counts, for its declaration is long."""
+    return 100 + len(tool.name + tool.argument + tool.response) if tool else 0
 
 
 def _oddity(spec: ImageSpec | AudioSpec | VideoSpec) -> int:
@@ -53,7 +58,7 @@ def _oddity(spec: ImageSpec | AudioSpec | VideoSpec) -> int:
 
 def _outlines(case: Case) -> Iterator[Case]:
     """One plain medium alone, or one word: most findings need no more, and a long way is then one step."""
-    base = replace(case, form="raw", system="", max_soft_tokens=70)
+    base = replace(case, form="raw", system="", tool=None, max_soft_tokens=70)
     kept = [part for part in case.parts if part.medium]
     plain = (replace(_plain(part), expanded=flag) for part in kept for flag in (False, part.expanded))
     yield from (replace(base, parts=(part,)) for part in dict.fromkeys(plain))
@@ -109,9 +114,12 @@ def _with_companion(case: Case, probe: Probe, other: Case) -> Case:
 
 def _form(case: Case) -> Iterator[Case]:
     parts = tuple(replace(part, expanded=False) for part in case.parts)
-    yield replace(case, form="raw", system="", parts=parts)
-    yield replace(case, form="raw", system="")
+    yield replace(case, form="raw", system="", tool=None, parts=parts)
+    yield replace(case, form="raw", system="", tool=None)
     yield replace(case, parts=parts)
+    if case.tool:
+        yield replace(case, tool=None)
+        yield replace(case, tool=ToolUse())
     if case.system:
         yield replace(case, system="")
         yield replace(case, system="a")

@@ -28,8 +28,8 @@ OutcomeKind = Literal["ok", "rejected", "crashed", "timeout", "unavailable"]
 VerdictKind = Literal["agree", "differ", "not comparable"]
 Property = Literal["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12"]
 ProbeKind = Literal[
-    "visibility", "batch", "batch_last", "padding", "chunked", "decode", "prefix_cache", "static_cache", "forward",
-    "repeat", "chat", "ids", "expanded", "tensor",
+    "visibility", "batch", "batch_last", "padding", "chunked", "decode", "prefix_cache", "processor_cache",
+    "static_cache", "forward", "repeat", "chat", "ids", "expanded", "tensor",
 ]  # fmt: skip
 
 PROPERTIES: dict[Property, str] = {
@@ -55,6 +55,7 @@ PROBES: dict[ProbeKind, Property] = {
     "chunked": "P5",
     "decode": "P5",
     "prefix_cache": "P5",
+    "processor_cache": "P5",
     "static_cache": "P5",
     "forward": "P5",
     "tensor": "P8",
@@ -147,11 +148,21 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class ToolUse:
+    """A tool that the system turn declares, the model's call of it, and its answer, behind which the model goes on."""
+
+    name: str = "look"
+    argument: str = "a"
+    response: str = "a"
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+
+
+@dataclass(frozen=True)
 class Case:
     """One input, described by small parameters. `model` is a zoo name or a checkpoint directory.
 
-    `system` is the text of a system turn, for the forms `turn` and `chat`. `dtype` overrides the run's; empty is the
-    run's own.
+    `system` is the text of a system turn, and `tool` a tool that was used after the user's turn, both for the forms
+    `turn` and `chat`. `dtype` overrides the run's; empty is the run's own.
     """
 
     model: str
@@ -161,6 +172,7 @@ class Case:
     system: str = ""
     dtype: ModelType = ""
     probe: Probe | None = None
+    tool: ToolUse | None = None
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     @property
@@ -192,6 +204,7 @@ class Request:
     `media_path` is a safetensors file with `image.0` uint8 (H, W) or (H, W, channels), `audio.0` float32 (samples,),
     `video.0` uint8 (frames, H, W, 3) and so on; those of a batch companion start with `companion.`. The worker writes
     the arrays of its observation to `arrays_path`, also safetensors. With `probe` it runs the case as its probe says.
+    `expanded` is the prompt with every placeholder written out, where the probe asks for that.
     """
 
     case: Case
@@ -200,6 +213,7 @@ class Request:
     arrays_path: str
     companion: str = ""
     probe: bool = False
+    expanded: str = ""
 
 
 @dataclass(frozen=True)
@@ -314,7 +328,8 @@ def _without_defaults(value: Any) -> Any:
 def case_of(value: Mapping[str, Any]) -> Case:
     """The case that `dataclasses.asdict` was made of, in an environment that has no pydantic."""
     probe = value["probe"] and {**value["probe"], "companion": _parts_of(value["probe"]["companion"])}
-    return Case(**{**value, "parts": _parts_of(value["parts"]), "probe": probe and Probe(**probe)})
+    tool = value["tool"] and ToolUse(**value["tool"])
+    return Case(**{**value, "parts": _parts_of(value["parts"]), "probe": probe and Probe(**probe), "tool": tool})
 
 
 def _parts_of(values: Iterable[Mapping[str, Any]]) -> tuple[Part, ...]:

@@ -25,7 +25,10 @@ SIDE_PX = PATCH_PX * POOLING
 
 BOS, BOI, EOI, IMAGE = "<bos>", "<|image>", "<image|>", "<|image|>"
 AUDIO, VIDEO = "<|audio|>", "<|video|>"
+BOA, EOA = "<|audio>", "<audio|>"
 TURN_START, TURN_END = "<|turn>", "<turn|>"
+QUOTE = '<|"|>'
+"""Stands on both sides of a string in what tools are told and say."""
 
 
 def reference_grid(width_px: int, height_px: int, max_soft_tokens: int) -> tuple[int, int]:

@@ -47,7 +47,7 @@ TABLES = {
         **dict.fromkeys(("form", "order", "probe", "companion", "dtype", "case"), _TEXT),
         **dict.fromkeys(("max_soft_tokens", "images", "audios", "videos"), _WHOLE),
         **dict.fromkeys(("expanded_parts", "text_bytes", "probe_at"), _WHOLE),
-        **dict.fromkeys(("expanded", "system", "ascii", "special_tokens"), _FLAG),
+        **dict.fromkeys(("expanded", "system", "tool", "ascii", "special_tokens"), _FLAG),
     },
     "images": {
         **_KEYS,

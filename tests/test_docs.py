@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.comparators import Limits
+
 ROOT = Path(__file__).resolve().parent.parent
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -92,3 +94,22 @@ def test_broken_links_are_found() -> None:
         "`[f](in/code.md)`\n```\n[g](in/block.md)\n```\n[h]: lost.md\n"
     )
     assert broken_links(text, ROOT / "README.md") == ["no/such.md", "gone.png", "lost.md"]
+
+
+def _written(dtype: str) -> list[float]:
+    """The limits of a compute type as decision 0003 writes them: KL, features, log-probabilities, pixels."""
+    text = (ROOT / "docs" / "decisions" / "0003-limits.md").read_text(encoding="utf-8")
+    line = text.partition(f"**{dtype}**:")[2].replace("pixels equal", "pixels 0")
+    found = re.match(
+        r" KL (\S+) nats, features (\S+)(?: relative)?, log-probabilities (\S+?)(?: nats)?, pixels (\S+)\.", line
+    )
+    assert found, line
+    return [2.0 ** int(number[2:]) if number.startswith("2^") else float(number) for number in found.groups()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_limits_are_those_of_the_decision(dtype: str) -> None:
+    """The table in the source follows docs/decisions/0003-limits.md."""
+    limits = Limits.of(dtype)
+    in_source = [limits.kl_nats, limits.feature_relative, limits.logprob_nats, limits.pixel_absolute]
+    assert in_source == _written(dtype)

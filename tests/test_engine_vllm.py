@@ -15,10 +15,10 @@ from harness.checkpoint import Checkpoint, tensors
 from harness.comparators import Context, Limits, Side, load_side
 from harness.comparators.kl import OutputHead
 from harness.comparators.probes import check
-from harness.environments import resolve
+from harness.environments import Subject, resolve
 from harness.media import arrays
 from harness.pool import Worker
-from harness.render import render
+from harness.render import texts
 from harness.schema import AudioSpec, Case, ImageSpec, Part, Probe, ProbeKind, PromptForm, Request, Verdict, VideoSpec
 from harness.session import locate
 
@@ -33,7 +33,7 @@ AUDIO = Part(audio=AudioSpec(9000, rate_hz=24_000))
 MEDIA = {"tiny-e2b": (*IMAGES, VIDEO), "tiny-31b": (*IMAGES, VIDEO), "tiny-12b": (*IMAGES, AUDIO, VIDEO)}
 COMPANION = (Part(text="Another one "), Part(image=ImageSpec(70, 70, seed=4)), Part(text="."))
 SAME: tuple[ProbeKind, ...] = (
-    "batch", "batch_last", "chunked", "decode", "prefix_cache", "repeat", "chat", "ids",
+    "batch", "batch_last", "chunked", "decode", "prefix_cache", "processor_cache", "repeat", "chat", "ids",
 )  # fmt: skip
 
 
@@ -63,9 +63,9 @@ class Engine:
         if media:
             save_file(media, media_path)
         template = self.checkpoint.chat_template if case.form == "chat" else ""
-        other = render(replace(case, parts=companion), template) if companion else ""
+        words = texts(case, template, waves=self.checkpoint.takes_waves)
         arrays_path = str(self.scratch / f"{case.id}{probe}")
-        request = Request(case, render(case, template), media_path, arrays_path, other, probe)
+        request = Request(case, media_path=media_path, arrays_path=arrays_path, probe=probe, **words)
         return load_side(self.worker.run(request))
 
     def verdicts(self, case: Case, plain: Side, probed: Side) -> list[Verdict]:
@@ -141,6 +141,31 @@ def test_a_changed_tensor_changes_the_numbers_and_is_gone_afterwards(engine: Eng
     plain, probed, again = engine.side(asked), engine.side(asked, probe=True), engine.side(asked)
     assert np.abs(plain.arrays["hidden"] - probed.arrays["hidden"]).max() > 1e-2
     assert plain.observation.digests == again.observation.digests
+
+
+def test_an_image_known_without_its_budget_is_found(tmp_path: Path) -> None:
+    """Negative control: where the cache does not look at the processor's options, the probe has another prompt."""
+    poisoned = Worker(
+        Subject("poisoned", "tests.poisoned_vllm:PoisonedVllm"),
+        tmp_path / "log",
+        threads=1,
+        timeout_s=Options.timeout_s,
+    )
+    try:
+        checkpoint = Checkpoint.open(locate("tiny-31b"))
+        poisoned.load(checkpoint.path, dtype="float32", device="cpu")
+        engine = Engine(poisoned, checkpoint, tmp_path)
+        asked = case("tiny-31b", "processor_cache", (Part(image=ImageSpec(100, 90)),))
+        (verdict,) = engine.verdicts(asked, engine.side(asked), engine.side(asked, probe=True))
+    finally:
+        poisoned.close()
+    assert (verdict.stage, verdict.verdict) == ("prompt_ids.processor_cache", "differ")
+
+
+def test_a_cache_of_media_needs_an_image(engine: Engine) -> None:
+    """Sound and video have no budget that could be another."""
+    observation = engine.side(case(_model(engine), "processor_cache", (VIDEO,)), probe=True).observation
+    assert (observation.outcome, "only images have a budget" in observation.message) == ("unavailable", True)
 
 
 def test_what_vllm_does_not_have_is_unavailable(engine: Engine) -> None:

@@ -20,7 +20,7 @@ from harness.engines.hf_inputs import by_ids
 from harness.engines.inputs import Sample, read_singly, with_changed_tensor
 from harness.media import arrays as media_arrays
 from harness.native import Gemma4
-from harness.render import messages, render
+from harness.render import messages, texts
 from harness.schema import AudioSpec, Case, ImageSpec, Observation, Part, Probe, ProbeKind, Request, VideoSpec
 from harness.session import locate
 
@@ -76,9 +76,9 @@ def record(engine: Any, case: Case, *, probe: bool = False) -> Recording:
     """One run, plain or by the case's probe, as a campaign asks for it."""
     template = Checkpoint.open(locate(case.model)).chat_template if case.form == "chat" else ""
     companion = case.probe.companion if case.probe else ()
-    other = render(replace(case, parts=companion), template) if companion else ""
     drawn = media_arrays(case.parts) | media_arrays(companion, "companion.")
-    recording: Recording = engine.run(Request(case, render(case, template), "", "", other, probe), drawn)
+    words = texts(case, template, waves=Checkpoint.open(locate(case.model)).takes_waves)
+    recording: Recording = engine.run(Request(case, media_path="", arrays_path="", probe=probe, **words), drawn)
     return recording
 
 

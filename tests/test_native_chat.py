@@ -32,25 +32,67 @@ def conversation(seed: int) -> list[dict[str, Any]]:
         parts = [{"type": rng.choice(("text", "text", "image", "audio", "video"))} for _ in range(rng.randint(0, 4))]
         texts = [part | ({"text": rng.choice(TEXTS)} if part["type"] == "text" else {}) for part in parts]
         messages.append({"role": rng.choice(roles), "content": rng.choice((rng.choice(TEXTS), texts))})
+        if rng.random() < 0.3:
+            messages += tool_use(rng)
     return messages
 
 
-def their_text(name: str, messages: list[dict[str, Any]], *, answer: bool, thinking: bool) -> str:
+def tool_use(rng: random.Random) -> list[dict[str, Any]]:
+    """A message of the model with one or two calls, and answers to some: known by their id, or by a name, or not."""
+    values = ("two cats", 3, True, 0.5, ["a", 1, False], {"b": 'x<|"|>y', "A": {}}, "")
+    calls = [
+        {
+            "id": f"call-{k}",
+            "type": "function",
+            "function": {"name": f"tool_{k}", "arguments": {key: rng.choice(values) for key in rng.sample("bAca", 2)}},
+        }
+        for k in range(rng.randint(1, 2))
+    ]
+    answers: list[dict[str, Any]] = [
+        {"role": "tool", "tool_call_id": "call-0", "content": [{"type": "text", "text": " found "}]},
+        {"role": "tool", "tool_call_id": "of nobody", "name": "named", "content": "[1, 2]"},
+        {"role": "tool", "content": rng.choice(TEXTS)},
+    ]
+    asking = {"role": "assistant", "content": rng.choice(("", [], None, "I look.")), "tool_calls": calls}
+    return [asking, *rng.sample(answers, rng.randint(0, 3))]
+
+
+def tools_of(seed: int) -> list[dict[str, Any]]:
+    """None, one with parameters, or that and one without."""
+    text = {"description": "What", "type": "string"}
+    parameters = {"type": "object", "properties": {"text": text, "Limit": text | {"type": "integer"}}, "required": []}
+    look = {"name": "look", "description": "Looks", "parameters": parameters | {"required": ["text", "Limit"]}}
+    functions = [
+        look,
+        {"name": "stop", "description": ""},
+        {"name": "go", "description": "a", "parameters": parameters},
+    ]
+    return [{"type": "function", "function": function} for function in functions[: seed % 4]]
+
+
+def their_text(
+    name: str,
+    messages: list[dict[str, Any]],
+    *,
+    answer: bool,
+    thinking: bool,
+    tools: list[dict[str, Any]] | None = None,
+) -> str:
     """The text by the reference and the checkpoint's template."""
     text: str = load_processor(name).apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=answer, enable_thinking=thinking
+        messages, tools=tools or None, tokenize=False, add_generation_prompt=answer, enable_thinking=thinking
     )
     return text
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_chat_text_is_that_of_the_template(name: str) -> None:
-    """200 generated conversations, with and without thinking and an open answer, are the same text to the letter."""
+    """200 generated conversations, with and without thinking, tools and an open answer, are the same to the letter."""
     style, wrong = read_chat_style(ensure(name, ZOO)), []
     for seed in range(CONVERSATIONS):
-        messages, answer, thinking = conversation(seed), seed % 2 == 0, seed % 3 == 0
-        expected = their_text(name, messages, answer=answer, thinking=thinking)
-        if render_chat(messages, style, awaits_answer=answer, thinking=thinking) != expected:
+        messages, answer, thinking, tools = conversation(seed), seed % 2 == 0, seed % 3 == 0, tools_of(seed // 6)
+        expected = their_text(name, messages, answer=answer, thinking=thinking, tools=tools)
+        if render_chat(messages, style, tools=tools, awaits_answer=answer, thinking=thinking) != expected:
             wrong.append((seed, messages))
     assert wrong == []
 

@@ -42,6 +42,16 @@ def test_a_fault_is_found_and_made_small() -> None:
 
 
 @pytest.mark.engines
+@pytest.mark.parametrize("name", ["pooled-by-a-width-that-is-no-multiple", "padding-pooled-into-token-0"])
+def test_the_pooling_hazards_of_a_review_are_seen_in_the_features(name: str) -> None:
+    """Both mistakes that the review of vLLM PR 43440 names show in P7, the second in soft token 0 by itself."""
+    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    found = detect(fault, cases=40, seed=0)
+    assert "P7 mm_features.first" in found.found
+    assert "P7 mm_features," in f"{found.found},"
+
+
+@pytest.mark.engines
 def test_the_engine_without_a_fault_raises_no_alarm() -> None:
     """Native beside native finds nothing."""
     alarms = null(["native", "native"], cases=30, seed=1)

@@ -19,7 +19,7 @@ from hypothesis.strategies import SearchStrategy
 
 from harness.checkpoint import Checkpoint
 from harness.media import MAX_PIXELS, MAX_SAMPLES
-from harness.render import is_expanded, render
+from harness.render import has_rule, is_expanded, render
 from harness.schema import (
     PROBES,
     PROPERTIES,
@@ -34,7 +34,7 @@ from harness.schema import (
     VideoSpec,
 )
 from harness.session import PROFILES, Plan, generated, locate
-from harness.spec import AUDIO, IMAGE, SOFT_TOKEN_BUDGETS, VIDEO, soft_tokens
+from harness.spec import AUDIO, IMAGE, SOFT_TOKEN_BUDGETS, VIDEO, VIDEO_BUDGET, audio_tokens, soft_tokens
 from harness.strategies import (
     aims,
     applies,
@@ -192,6 +192,13 @@ CASE_AIMS: dict[str, Callable[[Case], bool]] = {
     "nothing": lambda case: not case.parts,
     "expanded": lambda case: is_expanded(case),
     "several expanded": lambda case: _expanded_parts(case) >= 3,
+    "expanded sound": lambda case: any(part.audio and part.expanded for part in case.parts),
+    "expanded video": lambda case: any(part.video and part.expanded for part in case.parts),
+    "sound written out by a probe": lambda case: bool(case.audios) and _has_probe("expanded", case),
+    "video written out by a probe": lambda case: bool(case.videos) and _has_probe("expanded", case),
+    "a tool in a turn": lambda case: case.form == "turn" and case.tool is not None,
+    "a tool in a chat by its messages": lambda case: case.tool is not None and _has_probe("chat", case),
+    "a tool and a medium": lambda case: case.tool is not None and any(part.medium for part in case.parts),
     "mixed": lambda case: 0 < _expanded_parts(case) < len(case.images),
     "a system turn": lambda case: case.form == "turn" and bool(case.system),
     "a system message": lambda case: case.form == "chat" and bool(case.system),
@@ -299,28 +306,36 @@ def test_a_prompt_fits_the_context(case: Case) -> None:
     assert soft <= case.max_soft_tokens * len(case.images) <= MAX_SOFT_TOKENS_PER_PROMPT
 
 
+def _placeholders(part: Part, budget: int) -> int:
+    """Of an expanded part, of a model that hears by log-mel."""
+    if part.audio:
+        return audio_tokens(part.audio.samples)
+    if part.video:
+        return part.video.frames * soft_tokens(part.video.width_px, part.video.height_px, VIDEO_BUDGET).reference
+    assert part.image
+    return soft_tokens(part.image.width_px, part.image.height_px, budget).reference
+
+
 @settings(max_examples=200)
 @given(cases(models=MODELS))
 def test_a_prompt_has_the_placeholders_of_its_media(case: Case) -> None:
-    """Expanded, an image has one placeholder a soft token; bare, a medium has one; text holds none."""
+    """Expanded, a medium has one placeholder a soft token; bare, it has one; text holds none."""
     budget = case.max_soft_tokens
-    images = [
-        soft_tokens(part.image.width_px, part.image.height_px, budget).reference if part.expanded else 1
-        for part in case.parts
-        if part.image
-    ]
+    counts = Counter[str]()
+    for part in case.parts:
+        counts[str(part.medium)] += _placeholders(part, budget) if part.expanded else 1
     prompt = render(case, Checkpoint.open(locate(case.model)).chat_template)
-    assert [prompt.count(token) for token in (IMAGE, AUDIO, VIDEO)] == [sum(images), len(case.audios), len(case.videos)]
+    assert [prompt.count(token) for token in (IMAGE, AUDIO, VIDEO)] == [counts[m] for m in ("image", "audio", "video")]
 
 
 @settings(max_examples=300)
 @given(cases(models=MODELS))
 def test_a_case_has_only_what_its_model_can_be_given(case: Case) -> None:
-    """No recording for a model without audio; a probe applies to its case; expanded parts are images of no chat."""
+    """No recording without audio; a probe applies to its case; expanded parts have a rule and are in no chat."""
     assert not case.audios or applies(case.model, "P11")
     assert case.probe is None or (applies_to(case.probe.kind, case) and not case.dtype)
-    assert all(part.image and case.form != "chat" for part in case.parts if part.expanded)
-    assert case.form != "raw" or not case.system
+    assert all(has_rule(part) and case.form != "chat" for part in case.parts if part.expanded)
+    assert case.form != "raw" or not (case.system or case.tool)
 
 
 _OF: dict[Property, Callable[[Case], bool]] = {
@@ -526,7 +541,8 @@ def test_a_case_with_a_probe_shrinks_to_a_small_prompt(kind: ProbeKind) -> None:
     case = _shrunk(lambda case: _has_probe(kind, case))
     assert case.probe is not None
     assert case.probe.at == 0
-    assert len([part for part in case.parts if part.medium]) <= {"expanded": 1, "forward": 1, "tensor": 2}.get(kind, 0)
+    needed = {"expanded": 1, "forward": 1, "processor_cache": 1, "tensor": 2}
+    assert len([part for part in case.parts if part.medium]) <= needed.get(kind, 0)
     assert sum(len(part.text) for part in case.parts) <= len("The")
 
 

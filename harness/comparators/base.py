@@ -61,10 +61,10 @@ _LIMITS = {
     "float32": Limits(kl_nats=1e-5, logprob_nats=1e-4, feature_relative=1e-5, pixel_absolute=0.0),
     # vLLM rounds pixels to the compute type: half a unit in the last place of [0.5, 1].
     "bfloat16": Limits(
-        kl_nats=2.0, logprob_nats=0.15, feature_relative=0.06, pixel_absolute=2**-9, audio_absolute=0.03
+        kl_nats=2.0, logprob_nats=0.25, feature_relative=0.06, pixel_absolute=2**-9, audio_absolute=0.03
     ),
     "float16": Limits(
-        kl_nats=0.7, logprob_nats=0.025, feature_relative=0.004, pixel_absolute=2**-12, audio_absolute=0.005
+        kl_nats=0.7, logprob_nats=0.032, feature_relative=0.004, pixel_absolute=2**-12, audio_absolute=0.005
     ),
 }
 

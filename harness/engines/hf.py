@@ -26,7 +26,7 @@ from harness.engines.hf_inputs import by_chat, by_ids, by_text
 from harness.engines.hf_paths import Forward, generated, negated, padded, plain, token_by_token, video_encoded_first
 from harness.engines.hf_record import Encoders
 from harness.engines.inputs import Sample, step, with_changed_tensor
-from harness.render import messages
+from harness.render import messages, tools
 from harness.schema import LoadReport, ProbeKind, Request
 
 Inputs = dict[str, Any]
@@ -102,7 +102,7 @@ class HfEngine:
             return self._score([Sample.of(request, arrays)])
         kind = request.case.probe.kind
         if kind not in _WAYS:
-            raise Unsupported("transformers has no prefix cache that outlives a call")
+            raise Unsupported("transformers has no cache that outlives a call")
         return _WAYS[kind](self, request, arrays, request.case.probe.at)
 
     def _score(self, samples: Sequence[Sample], ours: int = 0, score: Score | None = None) -> Recording:
@@ -182,7 +182,7 @@ class HfEngine:
         if request.case.form != "chat":
             raise Unsupported(f"a case of form {request.case.form} is no chat")
         sample = Sample.of(request, arrays)
-        inputs = self._checked(partial(by_chat, self.processor, messages(request.case), sample))
+        inputs = self._checked(partial(by_chat, self.processor, messages(request.case), tools(request.case), sample))
         return self._scored([sample], inputs)
 
     def _ids(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:

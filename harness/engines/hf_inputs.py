@@ -28,7 +28,7 @@ def by_text(processor: Any, samples: Sequence[Sample]) -> Any:
     return processor(**given, **_options(samples, options), return_tensors="pt")
 
 
-def by_chat(processor: Any, messages: list[dict[str, Any]], sample: Sample) -> Any:
+def by_chat(processor: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]], sample: Sample) -> Any:
     """Model inputs of a chat whose media parts lack their media, by the checkpoint's own template."""
     videos, options = _videos(processor, [sample])
     queues: dict[str, Any] = {
@@ -41,6 +41,7 @@ def by_chat(processor: Any, messages: list[dict[str, Any]], sample: Sample) -> A
             part[part["type"]] = next(queues[part["type"]])
     return processor.apply_chat_template(
         messages,
+        tools=tools or None,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.checkpoint import shards
 from harness.engines.base import Array, Unsupported
-from harness.render import is_expanded, render
+from harness.render import is_expanded
 from harness.schema import AudioSpec, Case, ImageSpec, Part, Request, VideoSpec
 from harness.spec import SOFT_TOKEN_BUDGETS
 
@@ -94,12 +94,10 @@ class Sample:
 
     @classmethod
     def expanded_of(cls, request: Request, arrays: Mapping[str, Array]) -> Sample:
-        """The request's own with every placeholder expanded by `harness.render`."""
-        case = request.case
-        if not case.images or case.audios or case.videos or case.form == "chat":
-            raise Unsupported("only images, outside a chat, have an expanded form")
-        written = replace(case, parts=tuple(replace(p, expanded=True) if p.medium else p for p in case.parts))
-        return replace(cls.of(request, arrays), prompt=render(written), expanded=True)
+        """The request's own with every placeholder written out."""
+        if not request.expanded or request.case.form == "chat":
+            raise Unsupported("a chat has no expanded form")
+        return replace(cls.of(request, arrays), prompt=request.expanded, expanded=True)
 
 
 def step(at: int) -> int:

@@ -15,7 +15,7 @@ from harness.engines.base import Array, Recording, Rejected, Unsupported, packag
 from harness.engines.inputs import Sample, read_singly, step, with_changed_tensor
 from harness.native import Gemma4, Prepared, Recorder, Video, read_chat_style, render_chat
 from harness.native.config_media import AudioTowerConfig
-from harness.render import messages
+from harness.render import messages, tools
 from harness.schema import Counts, LoadReport, ProbeKind, Request
 
 RATE_HZ = 16_000
@@ -115,7 +115,8 @@ class NativeEngine:
     def _chat(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
         if request.case.form != "chat":
             raise Unsupported(f"a case of form {request.case.form} is no chat")
-        text = render_chat(messages(request.case), read_chat_style(self.checkpoint))
+        style = read_chat_style(self.checkpoint)
+        text = render_chat(messages(request.case), style, tools=tools(request.case))
         return self._plain(replace(Sample.of(request, arrays), prompt=text))
 
     def _tensor(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
@@ -202,6 +203,7 @@ _WAYS: dict[ProbeKind, _Way] = {
 _ABSENT: dict[ProbeKind, str] = {
     "padding": "native packs its batches and has no padding",
     "prefix_cache": "native keeps nothing from one prompt to the next",
+    "processor_cache": "native keeps nothing from one prompt to the next",
     "static_cache": "native has one kind of cache",
     "forward": "native has one way to take media",
 }

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 # Read when vllm is imported: the engine in-process so that hooks are possible, and no core binding, because
 # several subjects share this machine's cores.
@@ -34,7 +35,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from harness.engines.audit import audit_tensors
-from harness.engines.base import Array, Recording, Rejected, chosen, package_versions
+from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
 from harness.engines.inputs import Media
 from harness.engines.vllm_media import PromptSide, prompt
 from harness.engines.vllm_probes import probe
@@ -49,6 +50,9 @@ MAX_NUM_SEQS = 2
 
 BLOCK_SIZE = 32
 """Tokens of a block of the KV cache: the smallest that the CPU backend takes, so that short prompts find prefixes."""
+
+PROCESSOR_CACHE_GB = 0.25
+"""Of the probe that asks for one; elsewhere there is none."""
 
 MAX_MEDIA = {"image": 8, "audio": 8, "video": 8}
 """Per prompt, by medium."""
@@ -154,6 +158,31 @@ class VllmEngine:
     def core(self) -> Any:
         """The engine core, which is in this process."""
         return self.llm.llm_engine.engine_core.engine_core
+
+    @contextmanager
+    def processor_cache(self) -> Iterator[Any]:
+        """vLLM's cache of processed media, empty, put in place; yields the processor's end of it.
+
+        By default vLLM keeps what its processor made of an image, known by the image and the processor's options.
+
+        Raises:
+            Unsupported: a release that keeps it elsewhere.
+        """
+        try:
+            from vllm.multimodal.cache import engine_receiver_cache_from_config, processor_cache_from_config
+        except ImportError as error:
+            raise Unsupported(f"this release has its processor cache elsewhere: {error}") from error
+        renderer = getattr(self.llm, "renderer", None)
+        if not hasattr(renderer, "_mm_processor_cache") or not hasattr(self.core, "mm_receiver_cache"):
+            raise Unsupported("this release has no processor cache in its renderer")
+        config = self.llm.llm_engine.vllm_config
+        with patch.object(config.model_config.multimodal_config, "mm_processor_cache_gb", PROCESSOR_CACHE_GB):
+            sender, receiver = processor_cache_from_config(config), engine_receiver_cache_from_config(config)
+            with (
+                patch.object(renderer, "_mm_processor_cache", sender),
+                patch.object(self.core, "mm_receiver_cache", receiver),
+            ):
+                yield sender
 
     def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
         """Score the prompt: one prefill and one sampled token, which is not used; or what its probe does instead."""

@@ -18,7 +18,7 @@ import numpy as np
 from harness.engines.base import Array, Recording, Rejected, Unsupported
 from harness.engines.inputs import Media, with_changed_tensor
 from harness.engines.vllm_media import counted, multi_modal_data, prompt
-from harness.render import messages, render
+from harness.render import messages, tools
 from harness.schema import ProbeKind, Request, SoftTokenBudget
 
 Arrays = Mapping[str, Array]
@@ -128,6 +128,29 @@ def _prefix_cache(engine: Any, request: Request, media: Media, _arrays: Arrays, 
     return _partly(engine, output.prompt_token_ids)
 
 
+def _processor_cache(engine: Any, request: Request, media: Media, _arrays: Arrays, _at: int) -> Recording:
+    """With the cache of processed media that is usual: our media at another budget, then twice at our own."""
+    if not media.images:
+        raise Unsupported("only images have a budget that could be changed")
+    other, ours = (
+        prompt(request.prompt, media, budget) for budget in (_other_budget(request), request.case.max_soft_tokens)
+    )
+    with engine.processor_cache() as cache:
+        for made in (other, ours, ours):
+            _forget(engine)  # So that only the processor's cache is looked at.
+            engine.tap.clear()
+            (output,) = engine.score(made)
+        hits = cache.make_stats().hits
+    if not hits:
+        raise Unsupported("what the processor made does not fit its cache")
+    recording: Recording = engine.record(request, media, output)
+    return recording
+
+
+def _other_budget(request: Request) -> SoftTokenBudget:
+    return 140 if request.case.max_soft_tokens == 70 else 70
+
+
 def _forget(engine: Any) -> None:
     engine.llm.reset_prefix_cache()
     engine.core.reset_encoder_cache()
@@ -141,8 +164,7 @@ def _repeat(engine: Any, request: Request, media: Media, arrays: Arrays, _at: in
         others = Media.of(request.case.probe.companion, arrays, "companion.")
         other = engine.prompt(request, others, request.companion)
     else:
-        budget: SoftTokenBudget = 140 if case.max_soft_tokens == 70 else 70
-        other = engine.prompt(replace(request, case=replace(case, max_soft_tokens=budget)), media)
+        other = engine.prompt(replace(request, case=replace(case, max_soft_tokens=_other_budget(request))), media)
     try:
         engine.score(other)
     except Rejected as error:
@@ -174,7 +196,7 @@ def _chat(engine: Any, request: Request, media: Media, _arrays: Arrays, _at: int
         return conversation, {**made, "multi_modal_data": data} if data else made
 
     # What vLLM finds by itself for the published template; the zoo's loops over parts in a macro, where it sees none.
-    options = {"chat_template_content_format": "openai", "use_tqdm": False}
+    options = {"chat_template_content_format": "openai", "use_tqdm": False, "tools": tools(request.case) or None}
     if data:
         options["mm_processor_kwargs"] = {"max_soft_tokens": request.case.max_soft_tokens}
     with mock.patch.object(renderer, "render_messages", with_media):
@@ -193,11 +215,9 @@ def _ids(engine: Any, request: Request, media: Media, _arrays: Arrays, _at: int)
 
 
 def _expanded(engine: Any, request: Request, media: Media, _arrays: Arrays, _at: int) -> Recording:
-    case = request.case
-    if not media.images or media.audios or media.videos or case.form == "chat" or any(p.expanded for p in case.parts):
-        raise Unsupported("only prompts whose media are images, written bare, are expanded")
-    parts = tuple(replace(part, expanded=part.image is not None) for part in case.parts)
-    return _scored(engine, request, media, render(replace(case, parts=parts)))
+    if not request.expanded or request.case.form == "chat":
+        raise Unsupported("a chat has no expanded form")
+    return _scored(engine, request, media, request.expanded)
 
 
 def _tensor(engine: Any, request: Request, media: Media, _arrays: Arrays, at: int) -> Recording:
@@ -234,6 +254,7 @@ _PROBES: dict[ProbeKind, Callable[[Any, Request, Media, Arrays, int], Recording]
     "chunked": _chunked,
     "decode": _decode,
     "prefix_cache": _prefix_cache,
+    "processor_cache": _processor_cache,
     "repeat": _repeat,
     "chat": _chat,
     "ids": _ids,

@@ -10,8 +10,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn
+from hypothesis.strategies import DrawFn, SearchStrategy
 
+from harness.render import has_rule
 from harness.schema import PROPERTIES, Case, ModelType, Part, ProbeKind, Property, SoftTokenBudget
 from harness.strategies.audio import audio_specs, plain_recordings, ragged_pairs
 from harness.strategies.images import image_specs, plain_images
@@ -29,6 +30,7 @@ from harness.strategies.prompts import (
     media,
     parts_of,
     spellings,
+    tools,
 )
 from harness.strategies.texts import perhaps_texts, texts
 from harness.strategies.video import two_rates, video_specs
@@ -100,11 +102,18 @@ def _needed(draw: DrawFn, model: str, aim: Property, kind: ProbeKind | None, *, 
         # Every tower must run, and on values that leave no weight without effect.
         towers = {"image": st.builds(Part, image=plain_images()), "audio": st.builds(Part, audio=plain_recordings())}
         return [draw(tower) for medium, tower in towers.items() if medium in abilities(model)]
-    if kind == "expanded":
-        return [Part(image=draw(image_specs()))]
-    if kind == "forward":
-        return [Part(video=draw(video_specs()))]
+    if kind in ("expanded", "processor_cache", "forward"):
+        return [draw(_medium(model, kind))]
     return [draw(media(abilities(model)))] if aim == "P1" and with_media else []
+
+
+def _medium(model: str, kind: ProbeKind) -> SearchStrategy[Part]:
+    """A medium that a kind of probe is about: one that is written out, an image, a video."""
+    image, video = st.builds(Part, image=image_specs()), st.builds(Part, video=video_specs(short=kind == "expanded"))
+    if kind != "expanded":
+        return video if kind == "forward" else image
+    audio = st.builds(Part, audio=audio_specs()).filter(has_rule)
+    return weighted((2, image), (1, video), *[(1, audio)] * ("audio" in abilities(model)))
 
 
 @st.composite
@@ -120,16 +129,17 @@ def _prompts(
     budget = draw(st.sampled_from(budgets)) if kind != "tensor" else 70
     form = draw(st.sampled_from(forms(has))) if kind != "chat" else "chat"
     if kind == "expanded":
-        form, has = draw(st.sampled_from(("raw", "turn"))), has - {"audio", "video"}
+        form, has = draw(st.sampled_from(("raw", "turn"))), has - {"audio"}
     placed = draw(_placed(needed, has, budget)) if kind != "tensor" else [("", part) for part in needed]
     last = draw(perhaps_texts() if placed and (kind != "decode" or form != "raw") else texts())
     if not placed and kind is None:
         last = draw(st.sampled_from((last,) * 15 + ("",)))
     parts = parts_of(placed, last)
     system = draw(perhaps_texts()) if form != "raw" else ""
-    case = Case(model, parts, budget, form, system)
+    tool = draw(st.sampled_from((False,) * 5 + (True,)), label="uses a tool") if form != "raw" else False
+    case = Case(model, parts, budget, form, system, tool=draw(tools()) if tool else None)
     # A template writes bare placeholders, and these probes start from them.
-    bare = form == "chat" or kind in ("ids", "expanded", "tensor")
+    bare = form == "chat" or kind in ("ids", "expanded", "processor_cache", "tensor")
     return case if bare else replace(case, parts=draw(spellings(parts)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from harness.render import declaration, use
 from harness.schema import Case, Part
 from harness.strategies.audio import RATE_HZ
 from harness.strategies.video import SAMPLED_FRAMES
@@ -41,4 +42,5 @@ def tokens_at_most(case: Case) -> int:
     """Tokens of a whole prompt, and of its companion in the same batch."""
     companion = case.probe.companion if case.probe else ()
     parts = parts_tokens_at_most((*case.parts, *companion), case.max_soft_tokens)
-    return parts + len(case.system.encode()) + FRAMING_TOKENS * (2 if companion else 1)
+    used = len((declaration(case.tool) + use(case.tool)).encode()) if case.tool else 0
+    return parts + len(case.system.encode()) + used + FRAMING_TOKENS * (2 if companion else 1)

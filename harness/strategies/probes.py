@@ -7,6 +7,7 @@ from collections.abc import Collection
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
+from harness.render import has_rule
 from harness.schema import PROBES, Case, Part, Probe, ProbeKind, Property
 from harness.strategies.lengths import COMPANION_TOKENS, tokens_at_most
 from harness.strategies.models import abilities
@@ -21,7 +22,7 @@ _PLACES = 64
 
 def kinds(properties: Collection[Property], model: str) -> tuple[ProbeKind, ...]:
     """Kinds of probe that check one of these properties and that some prompt of the model can be given."""
-    needed = {"expanded": "image", "chat": "chat", "forward": "video"}
+    needed = {"expanded": "image", "processor_cache": "image", "chat": "chat", "forward": "video"}
     has = abilities(model)
     return tuple(kind for kind, prop in PROBES.items() if prop in properties and needed.get(kind) in (None, *has))
 
@@ -29,13 +30,16 @@ def kinds(properties: Collection[Property], model: str) -> tuple[ProbeKind, ...]
 def applies_to(kind: ProbeKind, case: Case) -> bool:
     """Whether a kind of probe has a meaning for a case.
 
-    `expanded` needs bare images and nothing else; `chat` a chat; `decode` a text behind the last medium; `forward` a
-    video. `ids` and `expanded` start from the bare prompt.
+    `expanded` needs media that the rules write out, outside a chat; `chat` a chat; `decode` a text behind the last
+    medium; `forward` a video; `processor_cache` an image, whose budget changes. `ids`, `expanded` and `processor_cache`
+    start from the bare prompt.
     """
     media = [part for part in case.parts if part.medium]
     bare = not any(part.expanded for part in media)
     if kind == "expanded":
-        return bool(media) and bare and len(media) == len(case.images) and case.form != "chat"
+        return bool(media) and bare and all(map(has_rule, media)) and case.form != "chat"
+    if kind == "processor_cache":
+        return bool(case.images) and bare
     if kind == "decode":
         return case.form != "raw" or not media or case.parts[-1].medium is None
     return {"chat": case.form == "chat", "ids": bare, "forward": bool(case.videos)}.get(kind, True)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from functools import cache
 
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from harness.schema import Part, PromptForm
+from harness.render import has_rule
+from harness.schema import Part, PromptForm, ToolUse
 from harness.strategies.audio import audio_specs
 from harness.strategies.images import image_specs
 from harness.strategies.lengths import parts_tokens_at_most
 from harness.strategies.mix import weighted
-from harness.strategies.texts import perhaps_texts
+from harness.strategies.texts import perhaps_texts, texts
 from harness.strategies.video import video_specs
 
 MAX_IMAGES = 8
@@ -75,11 +77,23 @@ def forms(abilities: Collection[str]) -> tuple[PromptForm, ...]:
 
 @st.composite
 def spellings(draw: DrawFn, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """The parts with their placeholders bare, all expanded, or, rarely, one of several expanded. Images only."""
+    """The parts with their placeholders bare, all expanded, or, rarely, one of several images expanded.
+
+    A medium that no rule writes out leaves all of them bare.
+    """
     places = [place for place, part in enumerate(parts) if part.medium]
-    if not places or any(parts[place].image is None for place in places):
+    if not places or not all(has_rule(parts[place]) for place in places):
         return parts
-    styles = ("bare",) * 12 + ("expanded",) * 3 + ("mixed",) * (len(places) > 1)
+    several_images = len(places) > 1 and all(parts[place].image for place in places)
+    styles = ("bare",) * 12 + ("expanded",) * 3 + ("mixed",) * several_images
     style = draw(st.sampled_from(styles))
     chosen = {"bare": [], "expanded": places, "mixed": places[:1]}[style]
-    return tuple(Part(image=part.image, expanded=True) if place in chosen else part for place, part in enumerate(parts))
+    return tuple(replace(part, expanded=place in chosen) for place, part in enumerate(parts))
+
+
+@st.composite
+def tools(draw: DrawFn) -> ToolUse:
+    """A tool by a name of letters and underscores, called with a text, and its answer; both hold no special token."""
+    name = draw(st.text("abcdefgh_", min_size=1, max_size=12))
+    said = st.one_of(st.just("a"), texts().filter(lambda text: "<" not in text))
+    return ToolUse(name, draw(said), draw(said))
