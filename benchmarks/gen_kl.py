@@ -31,11 +31,11 @@ PLANTED = "automodel-planted-causal"
 
 def subjects(python: str) -> list[Subject]:
     """Transformers here, and Automodel there as it is and with the fault planted."""
-    there = {"python": python, "env": {"PYTHONPATH": str(ROOT)}}
+    env = {"PYTHONPATH": str(ROOT)}
     return [
         Subject("hf", "hf"),
-        Subject("automodel", "automodel", **there),
-        Subject(PLANTED, "automodel", options={"plant": "causal"}, **there),
+        Subject("automodel", "automodel", python, env),
+        Subject(PLANTED, "automodel", python, env, {"plant": "causal"}),
     ]
 
 
@@ -47,9 +47,9 @@ def prompts(count: int, seed: int) -> list[Case]:
     return [case for group in drawn for case in group if not (case.audios or case.videos)]
 
 
-def measured(results: Iterator[Result]) -> dict[tuple[str, str], list[tuple[float, float, float, float, float]]]:
+def measured(results: Iterator[Result]) -> dict[tuple[str, str], list[tuple[float, ...]]]:
     """(kind of prompt, subject) -> of each prompt: gen_kl both ways, mean |difference|, mean and largest KL."""
-    rows = defaultdict(list)
+    rows: defaultdict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
     for result in results:
         logprobs = {side.name: side.arrays["logprobs"] for side in result.sides if "logprobs" in side.arrays}
         kind = "with images" if result.case.images else "text only"
