@@ -30,10 +30,10 @@ PLANTED = "automodel-planted-causal"
 
 
 def subjects(python: str) -> list[Subject]:
-    """Transformers here, and Automodel there as it is and with the fault planted."""
+    """Transformers as Automodel pins it, and Automodel as it is and with the fault planted, all there."""
     env = {"PYTHONPATH": str(ROOT)}
     return [
-        Subject("hf", "hf"),
+        Subject("hf", "hf", python, env),
         Subject("automodel", "automodel", python, env),
         Subject(PLANTED, "automodel", python, env, {"plant": "causal"}),
     ]
