@@ -125,15 +125,20 @@ def test_automodel_follows_transformers_until_its_mask_is_taken(release: str, tm
     results = carried_out([pinned, at("automodel", release), planted], drawn, tmp_path, ("P1", "P2", "P6", "P7"))
     compared = [result for result in results if "kl/hf/automodel" in result.arrays]
     assert min(sum(bool(r.case.images) == kind for r in compared) for kind in (False, True)) >= 4
+    far = []
     for result in compared:
         sound, fault = (result.arrays[f"kl/hf/{name}"] for name in ("automodel", planted.name))
-        exact = release != ROUNDS or not result.case.images
-        assert (np.median(sound) < 1e-9) == exact
-        assert fault.mean() > 0.1 if result.case.images else fault.max() < 1e-5
         own = {side.name: side.arrays["logprobs"] for side in result.sides}
-        for estimate in (gen_kl_error, policy_kl_error):
-            assert estimate(own["hf"], own["automodel"]) < 1e-2 or not exact
-            assert (estimate(own["hf"], own[planted.name]) > 0.05) == bool(result.case.images)
+        estimates = [estimate(own["hf"], own[planted.name]) for estimate in (gen_kl_error, policy_kl_error)]
+        if release != ROUNDS or not result.case.images:
+            assert sound.max() < 1e-5
+            assert gen_kl_error(own["hf"], own["automodel"]) < 1e-5
+        if result.case.images:
+            far.append((fault.mean(), *estimates))
+        else:
+            assert max(fault.max(), *estimates) < 1e-5
+    # An image of one soft token has nobody to see behind it, so it is their mean that is far off.
+    assert (np.mean(far, axis=0) > 0.1).all()
 
 
 @pytest.mark.parametrize("release", RELEASES["automodel"])
