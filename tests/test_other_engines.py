@@ -6,6 +6,7 @@ uv run pytest -m releases tests/test_other_engines.py
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,9 @@ UNIFIED = {
     "0.5.23": "",
 }
 """Why a release cannot load the 12B layout; empty where it can."""
+
+ROUNDS = "0.4.0"
+"""The release of Automodel whose vision tower turns by rounded frequencies."""
 
 pytestmark = [pytest.mark.releases, pytest.mark.engines]
 
@@ -108,22 +112,33 @@ def test_sglang_and_the_12b(release: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("release", RELEASES["automodel"])
 def test_automodel_follows_transformers_until_its_mask_is_taken(release: str, tmp_path: Path) -> None:
-    """Text: noise, planted fault or not. Images: noise, and nats with the fault planted; gen_kl shows it both ways."""
+    """Text: noise, planted fault or not. Images: noise, and nats with the fault planted; gen_kl shows it both ways.
+
+    The reference is transformers in Automodel's environment: its mask rule changed between releases. 0.4.0 rounds the
+    frequencies of the vision tower's rotary embedding to bfloat16, so its images are off without a planted fault too.
+    """
     text = cases(models=["tiny-26b-a4b"], properties=["P6"]).filter(lambda case: not case.parts[0].medium)
     drawn = [case for case in generate(text, count=12, seed=0) if not (case.images or case.audios or case.videos)]
     drawn += with_images("tiny-26b-a4b", 10, "P6")
     planted = at("automodel", release, "automodel-planted-causal", plant="causal")
-    results = carried_out([HF, at("automodel", release), planted], drawn, tmp_path, ("P1", "P2", "P6", "P7"))
+    pinned = replace(planted, name="hf", engine="hf", options={})
+    results = carried_out([pinned, at("automodel", release), planted], drawn, tmp_path, ("P1", "P2", "P6", "P7"))
     compared = [result for result in results if "kl/hf/automodel" in result.arrays]
     assert min(sum(bool(r.case.images) == kind for r in compared) for kind in (False, True)) >= 4
+    far = []
     for result in compared:
         sound, fault = (result.arrays[f"kl/hf/{name}"] for name in ("automodel", planted.name))
-        assert np.median(sound) < 1e-9
-        assert fault.mean() > 0.1 if result.case.images else fault.max() < 1e-5
         own = {side.name: side.arrays["logprobs"] for side in result.sides}
-        for estimate in (gen_kl_error, policy_kl_error):
-            assert estimate(own["hf"], own["automodel"]) < 1e-2
-            assert (estimate(own["hf"], own[planted.name]) > 0.05) == bool(result.case.images)
+        estimates = [estimate(own["hf"], own[planted.name]) for estimate in (gen_kl_error, policy_kl_error)]
+        if release != ROUNDS or not result.case.images:
+            assert sound.max() < 1e-5
+            assert gen_kl_error(own["hf"], own["automodel"]) < 1e-5
+        if result.case.images:
+            far.append((fault.mean(), *estimates))
+        else:
+            assert max(fault.max(), *estimates) < 1e-5
+    # An image of one soft token has nobody to see behind it, so it is their mean that is far off.
+    assert (np.mean(far, axis=0) > 0.1).all()
 
 
 @pytest.mark.parametrize("release", RELEASES["automodel"])

@@ -7,9 +7,13 @@ transformers' own model, so it has nothing of its own to show with them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+# Read when torch is imported: Automodel compiles the activations of its experts, which takes minutes on a busy CPU.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import torch
 from nemo_automodel.components.models.common import BackendConfig

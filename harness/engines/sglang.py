@@ -27,7 +27,7 @@ from sglang.srt.utils.hf_transformers_utils import get_config, get_processor
 from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
 from harness.engines.inputs import Sample
 from harness.schema import Counts, LoadReport, Request
-from harness.spec import POOLING
+from harness.spec import SIDE_PX
 
 _PROCESSORS = {
     "Gemma4ForConditionalGeneration": ("gemma4", "Gemma4SGLangProcessor"),
@@ -110,7 +110,8 @@ class SglangEngine:
             valid = (positions >= 0).all(dim=-1)
             recording.add(f"pixels.{k}", pixels[valid])
             recording.add(f"positions.{k}", positions[valid])
-            rows.append(int(valid.sum()) // POOLING**2)
+            # A row covers 48 x 48 px in three colours, whatever the side of a patch: 16 px, or 48 in the 12B.
+            rows.append(int(valid.sum()) * pixels.shape[-1] // (3 * SIDE_PX**2))
         placed = [last + 1 - first for item in output.mm_items for first, last in item.offsets]
         budget = sample.max_soft_tokens
         recording.counts = tuple(Counts(p, r, budget) for p, r in zip_longest(placed, rows, fillvalue=0))
