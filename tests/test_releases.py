@@ -121,3 +121,14 @@ def test_vllm_0_22_dies_in_the_first_forward_of_a_12b(tmp_path: Path) -> None:
     ((outcome, message),) = outcomes(run([subject(name)], [Case("tiny-12b", TEXT)], tmp_path, ("P1", "P8")), name)
     assert outcome == "crashed"
     assert "is invalid for input of size" in message
+
+
+@pytest.mark.parametrize("model", ["tiny-e2b", "tiny-31b", "tiny-12b"])
+def test_vllm_on_transformers_code_does_not_start(model: str, tmp_path: Path) -> None:
+    """vLLM 0.32 asks the audio config for a length that it has not; the outcome says so, for each variant."""
+    other = Subject("vllm-transformers", "vllm", options={"model_impl": "transformers"})
+    results = run([other], [Case(model, TEXT)], tmp_path, ("P1", "P8"))
+    ((outcome, message),) = outcomes(results, "vllm-transformers")
+    assert outcome == "unavailable"
+    assert "Unable to get max input length from" in message
+    assert [finding.stage for finding in results[0].findings] == ["load"]
