@@ -17,11 +17,11 @@ from harness.comparators import Limits
 from harness.comparators.features import relative_row_errors
 from harness.engines.base import Array
 from harness.environments import resolve
-from harness.schema import Case, ImageSpec, Part
+from harness.schema import Case, Finding, ImageSpec, Part, SoftTokenBudget
 from harness.session import locate
 from harness.spec import reference_grid, soft_tokens
 
-BUDGET = 70
+BUDGET: SoftTokenBudget = 70
 IMAGES_PER_CASE = 7
 LIMIT = Limits.of("float32").feature_relative
 Grid = tuple[int, int]
@@ -61,7 +61,7 @@ def test_grids_of_every_width_and_height_occur() -> None:
 def test_features_of_every_grid_agree(model: str, tmp_path: Path) -> None:
     """Pixels, positions and feature rows of every grid are the same in the three engines, within the float32 limit."""
     options = Options(properties=("P7",), timeout_s=600)
-    compared, found = 0, []
+    compared, found = 0, list[Finding]()
     with fleet(resolve(["hf", "vllm", "native"]), options, tmp_path) as workers:
         for result in Campaign(workers, locate).run(cases(model)):
             assert [o.outcome for o in result.observations] == ["ok"] * 3, [o.message for o in result.observations]

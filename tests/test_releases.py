@@ -115,9 +115,22 @@ def test_vllm_0_19_norms_after_it_projects(tmp_path: Path) -> None:
     assert {finding.suspect for finding in result.findings} == {"vllm@0.19.0"}
 
 
-def test_vllm_0_22_dies_in_the_first_forward_of_a_12b(tmp_path: Path) -> None:
-    """It has no class for the 12B and takes the Transformers backend, which does not know two head sizes."""
+def test_vllm_0_22_cannot_place_an_image_in_a_12b(tmp_path: Path) -> None:
+    """It has no class for the 12B; on the Transformers backend text runs, and an image is counted by another budget."""
     name = "vllm@0.22.1"
-    ((outcome, message),) = outcomes(run([subject(name)], [Case("tiny-12b", TEXT)], tmp_path, ("P1", "P8")), name)
-    assert outcome == "crashed"
-    assert "is invalid for input of size" in message
+    results = run([subject(name)], [Case("tiny-12b", TEXT), Case("tiny-12b", IMAGE)], tmp_path, ("P1", "P8"))
+    text, image = outcomes(results, name)
+    assert text == ("ok", "")
+    assert image[0] == "crashed"
+    assert "split_with_sizes expects split_sizes to sum exactly to 255" in image[1]
+
+
+@pytest.mark.parametrize("model", ["tiny-e2b", "tiny-31b", "tiny-12b"])
+def test_vllm_on_transformers_code_does_not_start(model: str, tmp_path: Path) -> None:
+    """vLLM 0.32 asks the audio config for a length that it has not; the outcome says so, for each variant."""
+    other = Subject("vllm-transformers", "vllm", options={"model_impl": "transformers"})
+    results = run([other], [Case(model, TEXT)], tmp_path, ("P1", "P8"))
+    ((outcome, message),) = outcomes(results, "vllm-transformers")
+    assert outcome == "unavailable"
+    assert "Unable to get max input length from" in message
+    assert [finding.stage for finding in results[0].findings] == ["load"]

@@ -81,7 +81,8 @@ class Encoders:
         """(frames, ...) of each video: since 5.19 all frames are one tensor, before they are stacked by video."""
         if "num_frames_per_video" not in self.inputs:
             return list(self.inputs[name])
-        return self.inputs[name].split(self.inputs["num_frames_per_video"].tolist())
+        videos: Sequence[Tensor] = self.inputs[name].split(self.inputs["num_frames_per_video"].tolist())
+        return videos
 
     def _predicted_video(self, count: int, frames: Array) -> int:
         """By the processor's function for videos; in a release without one by that for images, frame by frame."""

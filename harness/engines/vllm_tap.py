@@ -85,7 +85,7 @@ class Tap:
     def attach(self, model: Any) -> None:
         """Wrap a model's functions; what they return is the model's own."""
         model.embed_multimodal = self._around_encoder(model.embed_multimodal)
-        model.embed_input_ids = self._around_embedding(model.embed_input_ids)
+        model.embed_input_ids = self._around_embedding(model)
         model.compute_logits = self._around_logits(model.compute_logits)
         model.register_forward_hook(self._after_forward, with_kwargs=True)
 
@@ -102,9 +102,16 @@ class Tap:
 
         return embed_multimodal
 
-    def _around_embedding(self, embed: Callable[..., Any]) -> Callable[..., Any]:
+    def _around_embedding(self, model: Any) -> Callable[..., Any]:
+        embed = model.embed_input_ids
+
         def embed_input_ids(input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            rows = embed(input_ids, *args, **kwargs)
+            # The Transformers backend copies all attributes of the instance into a text model, and calls it from here.
+            del model.embed_input_ids
+            try:
+                rows = embed(input_ids, *args, **kwargs)
+            finally:
+                model.embed_input_ids = embed_input_ids
             self._ids = input_ids.clone()
             if self.negate is not None:
                 self.negated, self.negate = self.negate % len(rows), None
