@@ -101,7 +101,7 @@ class Attention(nn.Module):
         for row, pair in enumerate(kept):
             for rows, news in zip(pair, new, strict=False):
                 rows[-1] = news[row]
-        return torch.cat([attend_next(query, *pair) for query, pair in zip(queries.split(1), kept, strict=True)])
+        return torch.cat([attend_next(query, *pair) for query, pair in zip(torch.split(queries, 1), kept, strict=True)])
 
 
 class LayerEmbedding(nn.Module):
@@ -230,10 +230,11 @@ class Decoder(nn.Module):
         for cache in caches:
             cache.reserve()
         hidden = embedded
-        for index, layer in enumerate(self.layers):
-            shape = layer.attention.shape
-            kept = [cache.layers[index if shape.donor is None else shape.donor].read() for cache in caches]
-            hidden = layer.step(hidden, None if tables is None else tables[:, index], rotations[shape.kind], kept)
+        for layer, shape in zip(self.layers, self.config.layers, strict=True):
+            kept = [cache.layers[shape.index if shape.donor is None else shape.donor].read() for cache in caches]
+            table = None if tables is None else tables[:, shape.index]
+            step: Any = layer.step
+            hidden = step(hidden, table, rotations[shape.kind], kept)
         for cache in caches:
             cache.advance(1)
         out: Tensor = self.norm(hidden)
