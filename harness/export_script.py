@@ -144,7 +144,8 @@ def _engines(finding: Finding) -> list[str]:
 def _sources_of(capsule: Capsule) -> Iterator[str]:
     """What the script takes over of this package: drawing, counting rules, ways through the model."""
     case, finding = capsule.case, capsule.finding
-    functions: list[Callable[..., Any]] = [media._PATTERNS[framed.pattern] for framed in (*case.images, *case.videos)]
+    functions: list[Callable[..., Any]] = [media._PATTERNS[image.pattern] for image in case.images]
+    functions += [media._PATTERNS[video.pattern] for video in case.videos]
     functions += [inputs.picture] * bool(case.images)
     functions += [media._WAVES[audio.pattern] for audio in case.audios]
     engines = _engines(finding)
