@@ -123,6 +123,8 @@ def hunt(failure: Failure, cases: int, seed: int) -> tuple[int, Capsule] | None:
         campaign = Campaign(workers, locate)
         drawn = sorted(generated(plan), key=lambda case: (case.model, case.dtype, case.id))
         for number, result in enumerate(campaign.run(drawn), start=1):
+            if why := workers.absent.get(names[-1]):
+                _say(f"{result.case.model}: {why}")
             if finding := _sought(failure, result):
                 return number, Search(campaign, Target(failure.name, result.case, finding)).run().capsule
     return None
