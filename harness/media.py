@@ -144,7 +144,7 @@ def _chirp(index: npt.NDArray[np.int64], spec: AudioSpec) -> npt.NDArray[np.int6
 
 
 def _clicks(index: npt.NDArray[np.int64], spec: AudioSpec) -> npt.NDArray[np.int64]:
-    return 16_384 * (index % (701 + spec.seed) == 0)
+    return np.where(index % (701 + spec.seed) == 0, 16_384, 0)
 
 
 def _silence(index: npt.NDArray[np.int64], _spec: AudioSpec) -> npt.NDArray[np.int64]:
