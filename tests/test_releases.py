@@ -10,19 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.releases import PROMPTS, START_UP_TIMEOUT_S
 from harness.campaign import Campaign, Options, Result, fleet
 from harness.environments import Subject, resolve
-from harness.schema import AudioSpec, Case, ImageSpec, Part, Property, VideoSpec
+from harness.schema import Case, Part, Property
 from harness.session import locate
 
 pytestmark = [pytest.mark.engines, pytest.mark.releases]
 
-TEXT = (Part(text="The quick brown fox jumps over the lazy dog and tells all."),)
-IMAGE = (Part(text="Look "), Part(image=ImageSpec(100, 90)), Part(text=" what is it here?"))
-EXTREME = (Part(text="Look "), Part(image=ImageSpec(900, 3)), Part(text=" what is it?"))
-AUDIO = (Part(text="Hear "), Part(audio=AudioSpec(9000)), Part(text=" what was it?"))
-VIDEO = (Part(text="See "), Part(video=VideoSpec(3, 80, 60, fps=2.0, indices=(0, 50, 130))), Part(text=" what?"))
-START_UP_TIMEOUT_S = 600
+TEXT, IMAGE, EXTREME, AUDIO, VIDEO = PROMPTS.values()
 
 
 def run(
@@ -110,14 +106,33 @@ def test_vllm_0_19_norms_after_it_projects(tmp_path: Path) -> None:
     assert {finding.suspect for finding in result.findings} == {"vllm@0.19.0"}
 
 
-def test_vllm_0_22_cannot_place_an_image_in_a_12b(tmp_path: Path) -> None:
-    """It has no class for the 12B; on the Transformers backend text runs, and an image is counted by another budget."""
+def test_vllm_0_22_gets_through_a_12b_by_fours_and_wrongly(tmp_path: Path) -> None:
+    """Hub thread 18: its Transformers backend takes the keys of each layer for those of a sliding one.
+
+    A full layer of the 12B has a quarter of the numbers, so the first forward of a prompt dies unless the tokens are a
+    multiple of four; of these every four are taken for one, and the distribution is off by nats.
+    """
+    words = "The quick brown fox jumps over the lazy dog and tells all that it has seen."
+    cases = [Case("tiny-12b", (Part(text=words[:count]),)) for count in range(12, 75, 6)]
+    results = run(resolve(["vllm@0.22.1", "native"]), cases, tmp_path, ("P6",))
+    tokens = [len(side.arrays["prompt_ids"]) for r in results for side in r.sides if side.name == "native"]
+    assert {count % 4 for count in tokens} >= {0, 2, 3}
+    for count, result, (outcome, message) in zip(tokens, results, outcomes(results, "vllm@0.22.1"), strict=True):
+        if count % 4:
+            assert outcome == "crashed"
+            assert f"shape '[-1, 8, 32]' is invalid for input of size {64 * count}" in message
+        else:
+            assert outcome == "ok"
+            assert result.arrays["kl/vllm@0.22.1/native"].max() > 0.1
+
+
+def test_vllm_0_22_counts_an_image_of_a_12b_by_the_budget_of_the_engine(tmp_path: Path) -> None:
+    """The engine was started with 1,120: a prompt at 280 is processed at 280 and cut by the count at 1,120."""
     name = "vllm@0.22.1"
-    results = run(resolve([name]), [Case("tiny-12b", TEXT), Case("tiny-12b", IMAGE)], tmp_path, ("P1", "P8"))
-    text, image = outcomes(results, name)
-    assert text == ("ok", "")
-    assert image[0] == "crashed"
-    assert "split_with_sizes expects split_sizes to sum exactly to 255" in image[1]
+    ((outcome, message),) = outcomes(run(resolve([name]), [Case("tiny-12b", IMAGE, 280)], tmp_path, ("P1",)), name)
+    assert outcome == "crashed"
+    assert "sum exactly to 255" in message
+    assert "got split_sizes=[1085]" in message
 
 
 @pytest.mark.parametrize("model", ["tiny-e2b", "tiny-31b", "tiny-12b"])
