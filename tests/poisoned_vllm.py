@@ -25,4 +25,5 @@ class PoisonedVllm(VllmEngine):
 
     def __init__(self) -> None:
         """Plant the fault in this process."""
+        super().__init__()
         MultiModalHasher.hash_kwargs = classmethod(_without_options)
