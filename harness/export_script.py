@@ -21,7 +21,7 @@ from harness.checkpoint import Checkpoint
 from harness.engines import hf_inputs, hf_paths, inputs, vllm_media
 from harness.errors import UserError
 from harness.render import is_expanded, render
-from harness.schema import PROPERTIES, Capsule, Case, Finding, Medium, ProbeKind
+from harness.schema import PROPERTIES, Capsule, Case, Finding, ImageSpec, Medium, ProbeKind, VideoSpec
 from harness.session import locate
 from harness.spec import AUDIO, IMAGE, VIDEO
 
@@ -144,8 +144,8 @@ def _engines(finding: Finding) -> list[str]:
 def _sources_of(capsule: Capsule) -> Iterator[str]:
     """What the script takes over of this package: drawing, counting rules, ways through the model."""
     case, finding = capsule.case, capsule.finding
-    functions: list[Callable[..., Any]] = [media._PATTERNS[image.pattern] for image in case.images]
-    functions += [media._PATTERNS[video.pattern] for video in case.videos]
+    pictured: tuple[ImageSpec | VideoSpec, ...] = (*case.images, *case.videos)
+    functions: list[Callable[..., Any]] = [media._PATTERNS[framed.pattern] for framed in pictured]
     functions += [inputs.picture] * bool(case.images)
     functions += [media._WAVES[audio.pattern] for audio in case.audios]
     engines = _engines(finding)

@@ -10,20 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.releases import PROMPTS, START_UP_TIMEOUT_S
 from harness.campaign import Campaign, Options, Result, fleet
 from harness.environments import Subject, resolve
-from harness.schema import AudioSpec, Case, ImageSpec, Part, Property, VideoSpec
+from harness.schema import Case, Part, Property
 from harness.session import locate
-from tests.released import subject
 
 pytestmark = [pytest.mark.engines, pytest.mark.releases]
 
-TEXT = (Part(text="The quick brown fox jumps over the lazy dog and tells all."),)
-IMAGE = (Part(text="Look "), Part(image=ImageSpec(100, 90)), Part(text=" what is it here?"))
-EXTREME = (Part(text="Look "), Part(image=ImageSpec(900, 3)), Part(text=" what is it?"))
-AUDIO = (Part(text="Hear "), Part(audio=AudioSpec(9000)), Part(text=" what was it?"))
-VIDEO = (Part(text="See "), Part(video=VideoSpec(3, 80, 60, fps=2.0, indices=(0, 50, 130))), Part(text=" what?"))
-START_UP_TIMEOUT_S = 600
+TEXT, IMAGE, EXTREME, AUDIO, VIDEO = PROMPTS.values()
 
 
 def run(
@@ -48,15 +43,14 @@ def test_hf_takes_every_medium(release: str, tmp_path: Path) -> None:
     """Features of images, sound and videos, and pixels, are those of native; tiny-e2b loads whole."""
     cases = [Case("tiny-e2b", parts) for parts in (TEXT, IMAGE, AUDIO, VIDEO)]
     name = f"hf@{release}"
-    results = run([subject(name), *resolve(["native"])], cases, tmp_path, ("P1", "P2", "P7", "P8", "P10", "P11"))
+    results = run(resolve([name, "native"]), cases, tmp_path, ("P1", "P2", "P7", "P8", "P10", "P11"))
     assert list(outcomes(results, name)) == [("ok", "")] * 4
     assert signatures(results) == set()
 
 
 def test_hf_5_5_reads_its_own_keys_without_a_cache(tmp_path: Path) -> None:
     """5.5.0 shares keys and values through the cache alone; 5.8.0 agrees with native on the same text."""
-    subjects = [subject("hf@5.5.0"), subject("hf@5.8.0"), *resolve(["native"])]
-    (result,) = run(subjects, [Case("tiny-e2b", TEXT)], tmp_path, ("P6",))
+    (result,) = run(resolve(["hf@5.5.0", "hf@5.8.0", "native"]), [Case("tiny-e2b", TEXT)], tmp_path, ("P6",))
     (finding,) = result.findings
     assert (finding.stage, finding.suspect) == ("hidden", "hf@5.5.0")
     assert finding.measured is not None
@@ -67,7 +61,7 @@ def test_hf_5_5_reads_its_own_keys_without_a_cache(tmp_path: Path) -> None:
 def test_the_12b_appears_in_5_10(release: str, known: bool, tmp_path: Path) -> None:
     """Releases before have no class for it and say so; from 5.10 on it loads and runs."""
     name = f"hf@{release}"
-    results = run([subject(name)], [Case("tiny-12b", parts) for parts in (IMAGE, AUDIO, VIDEO)], tmp_path, ("P1", "P8"))
+    results = run(resolve([name]), [Case("tiny-12b", parts) for parts in (IMAGE, AUDIO, VIDEO)], tmp_path, ("P1", "P8"))
     found = list(outcomes(results, name))
     if known:
         assert found == [("ok", "")] * 3
@@ -78,8 +72,7 @@ def test_the_12b_appears_in_5_10(release: str, known: bool, tmp_path: Path) -> N
 
 def test_the_pil_image_processor_makes_other_pixels(tmp_path: Path) -> None:
     """It runs, its pixels differ from torchvision's, and P7 says so; the text beside is the same."""
-    other = Subject("hf-pil", "hf", options={"image_processor": "pil"})
-    text, image = run([other, *resolve(["hf"])], [Case("tiny-e2b", TEXT), Case("tiny-e2b", IMAGE)], tmp_path)
+    text, image = run(resolve(["hf-pil", "hf"]), [Case("tiny-e2b", TEXT), Case("tiny-e2b", IMAGE)], tmp_path)
     assert list(outcomes([text, image], "hf-pil")) == [("ok", "")] * 2
     assert signatures([text]) == set()
     assert any(signature.startswith("P7/pixels") for signature in signatures([image]))
@@ -87,8 +80,7 @@ def test_the_pil_image_processor_makes_other_pixels(tmp_path: Path) -> None:
 
 def test_eager_attention_inverts_the_audio_mask(tmp_path: Path) -> None:
     """It runs; rows of sound differ from those with sdpa, those of an image do not."""
-    other = Subject("hf-eager", "hf", options={"attention": "eager"})
-    image, audio = run([other, *resolve(["hf"])], [Case("tiny-e2b", IMAGE), Case("tiny-e2b", AUDIO)], tmp_path)
+    image, audio = run(resolve(["hf-eager", "hf"]), [Case("tiny-e2b", IMAGE), Case("tiny-e2b", AUDIO)], tmp_path)
     assert list(outcomes([image, audio], "hf-eager")) == [("ok", "")] * 2
     assert signatures([image]) == set()
     assert any(signature.startswith("P11/audio_features") for signature in signatures([audio]))
@@ -98,7 +90,7 @@ def test_eager_attention_inverts_the_audio_mask(tmp_path: Path) -> None:
 def test_vllm_0_20_makes_more_placeholders_than_rows(release: str, clamps: bool, tmp_path: Path) -> None:
     """vLLM #40796, live: 900 x 3 px at budget 280 dies in the engine; the case after it runs. 0.21.0 clamps."""
     name = f"vllm@{release}"
-    found = list(outcomes(run([subject(name)], [Case("tiny-e2b", EXTREME), Case("tiny-e2b", IMAGE)], tmp_path), name))
+    found = list(outcomes(run(resolve([name]), [Case("tiny-e2b", EXTREME), Case("tiny-e2b", IMAGE)], tmp_path), name))
     assert found[1] == ("ok", "")
     if clamps:
         assert found[0] == ("ok", "")
@@ -109,27 +101,44 @@ def test_vllm_0_20_makes_more_placeholders_than_rows(release: str, clamps: bool,
 
 def test_vllm_0_19_norms_after_it_projects(tmp_path: Path) -> None:
     """Same pixels, other feature rows: its projector has the norm behind the projection; 0.20.0 has it before."""
-    subjects = [subject("vllm@0.19.0"), subject("vllm@0.20.0"), *resolve(["native"])]
-    (result,) = run(subjects, [Case("tiny-e2b", IMAGE)], tmp_path, ("P7",))
+    (result,) = run(resolve(["vllm@0.19.0", "vllm@0.20.0", "native"]), [Case("tiny-e2b", IMAGE)], tmp_path, ("P7",))
     assert {finding.stage for finding in result.findings} == {"mm_features", "mm_features.first"}
     assert {finding.suspect for finding in result.findings} == {"vllm@0.19.0"}
 
 
-def test_vllm_0_22_cannot_place_an_image_in_a_12b(tmp_path: Path) -> None:
-    """It has no class for the 12B; on the Transformers backend text runs, and an image is counted by another budget."""
+def test_vllm_0_22_gets_through_a_12b_by_fours_and_wrongly(tmp_path: Path) -> None:
+    """Hub thread 18: its Transformers backend takes the keys of each layer for those of a sliding one.
+
+    A full layer of the 12B has a quarter of the numbers, so the first forward of a prompt dies unless the tokens are a
+    multiple of four; of these every four are taken for one, and the distribution is off by nats.
+    """
+    words = "The quick brown fox jumps over the lazy dog and tells all that it has seen."
+    cases = [Case("tiny-12b", (Part(text=words[:count]),)) for count in range(12, 75, 6)]
+    results = run(resolve(["vllm@0.22.1", "native"]), cases, tmp_path, ("P6",))
+    tokens = [len(side.arrays["prompt_ids"]) for r in results for side in r.sides if side.name == "native"]
+    assert {count % 4 for count in tokens} >= {0, 2, 3}
+    for count, result, (outcome, message) in zip(tokens, results, outcomes(results, "vllm@0.22.1"), strict=True):
+        if count % 4:
+            assert outcome == "crashed"
+            assert f"shape '[-1, 8, 32]' is invalid for input of size {64 * count}" in message
+        else:
+            assert outcome == "ok"
+            assert result.arrays["kl/vllm@0.22.1/native"].max() > 0.1
+
+
+def test_vllm_0_22_counts_an_image_of_a_12b_by_the_budget_of_the_engine(tmp_path: Path) -> None:
+    """The engine was started with 1,120: a prompt at 280 is processed at 280 and cut by the count at 1,120."""
     name = "vllm@0.22.1"
-    results = run([subject(name)], [Case("tiny-12b", TEXT), Case("tiny-12b", IMAGE)], tmp_path, ("P1", "P8"))
-    text, image = outcomes(results, name)
-    assert text == ("ok", "")
-    assert image[0] == "crashed"
-    assert "split_with_sizes expects split_sizes to sum exactly to 255" in image[1]
+    ((outcome, message),) = outcomes(run(resolve([name]), [Case("tiny-12b", IMAGE, 280)], tmp_path, ("P1",)), name)
+    assert outcome == "crashed"
+    assert "sum exactly to 255" in message
+    assert "got split_sizes=[1085]" in message
 
 
 @pytest.mark.parametrize("model", ["tiny-e2b", "tiny-31b", "tiny-12b"])
 def test_vllm_on_transformers_code_does_not_start(model: str, tmp_path: Path) -> None:
     """vLLM 0.32 asks the audio config for a length that it has not; the outcome says so, for each variant."""
-    other = Subject("vllm-transformers", "vllm", options={"model_impl": "transformers"})
-    results = run([other], [Case(model, TEXT)], tmp_path, ("P1", "P8"))
+    results = run(resolve(["vllm-transformers"]), [Case(model, TEXT)], tmp_path, ("P1", "P8"))
     ((outcome, message),) = outcomes(results, "vllm-transformers")
     assert outcome == "unavailable"
     assert "Unable to get max input length from" in message

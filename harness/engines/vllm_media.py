@@ -71,6 +71,12 @@ class PromptSide:
         }
 
     def _image(self, spec: ImageSpec, budget: int) -> int:
+        if not hasattr(self.info, "_compute_num_soft_tokens"):
+            # The Transformers backend asks transformers' processor, by the engine's options whatever the prompt's are.
+            options = self.info.ctx.get_merged_mm_kwargs({})
+            size = [(spec.height_px, spec.width_px)]
+            counts = self.info.get_hf_processor()._get_num_multimodal_tokens(image_sizes=size, **options)
+            return int(counts["num_image_tokens"][0])
         return int(self.info._compute_num_soft_tokens(spec.width_px, spec.height_px, budget))
 
     def _audio(self, spec: AudioSpec, samples: Array) -> int:

@@ -24,6 +24,9 @@ _INPUTS: dict[Medium, tuple[str, str]] = {
 }
 """What the model's encoder function is given, by medium: samples, and where they are or which are valid."""
 
+_OF_TRANSFORMERS = {"pixel_position_ids": "image_position_ids"}
+"""Names that the Transformers backend has instead. It encodes images alone."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -93,7 +96,7 @@ class Tap:
         def embed_multimodal(**kwargs: Any) -> Any:
             rows = encode(**kwargs)
             (medium,) = (medium for medium, (samples, _) in _INPUTS.items() if samples in kwargs)
-            values, where = (kwargs[name] for name in _INPUTS[medium])
+            values, where = (kwargs[n if n in kwargs else _OF_TRANSFORMERS[n]] for n in _INPUTS[medium])
             if medium == "video":
                 counts = torch.as_tensor(kwargs["video_frame_counts"]).flatten().tolist()
                 values, where = values.split(counts), where.split(counts)
