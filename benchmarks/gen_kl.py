@@ -1,6 +1,6 @@
 """How far NeMo Automodel's model is from transformers' with its vision-aware mask and without: KL and gen_kl.
 
-    uv run python benchmarks/gen_kl.py [--release 0.7.0] [--cases 20] [--seed 0]
+    uv run python -m benchmarks.gen_kl [--release 0.7.0] [--cases 20] [--seed 0]
 
 Prompts are generated; those without an image and those with one are told apart, and the roles of positions within the
 latter.
@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.time_machine import pinned_transformers
 from harness.campaign import Campaign, Options, Result, fleet
 from harness.comparators.estimators import gen_kl_error, policy_kl_error
 from harness.environments import Subject, resolve
@@ -31,8 +32,9 @@ Row = tuple[float, ...]
 
 
 def subjects(release: str) -> list[Subject]:
-    """Transformers, and a release of Automodel as it is and with the fault planted."""
-    return resolve(["hf", f"automodel@{release}", f"automodel-planted-causal@{release}"])
+    """The transformers that a release of Automodel pins, and that release as it is and with the fault planted."""
+    own, fault = resolve([f"automodel@{release}", f"automodel-planted-causal@{release}"])
+    return [*resolve([f"hf@{pinned_transformers(own)}"]), own, fault]
 
 
 def prompts(count: int, seed: int) -> list[Case]:
@@ -43,17 +45,17 @@ def prompts(count: int, seed: int) -> list[Case]:
     return [case for group in drawn for case in group if not (case.audios or case.videos)]
 
 
-def measured(results: Iterator[Result], names: Sequence[str]) -> dict[tuple[str, str], list[Row]]:
-    """(kind of prompt, subject) -> a row a prompt, for each subject beside hf."""
+def measured(results: Iterator[Result], reference: str, *names: str) -> dict[tuple[str, str], list[Row]]:
+    """(kind of prompt, subject) -> a row a prompt, for each subject beside the first."""
     rows: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for result in results:
         logprobs = {side.name: side.arrays["logprobs"] for side in result.sides if "logprobs" in side.arrays}
         kind = "with images" if result.case.images else "text only"
         for name in names:
-            kl = result.arrays.get(f"kl/hf/{name}")
+            kl = result.arrays.get(f"kl/{reference}/{name}")
             if kl is None:
                 continue
-            gen, train = logprobs["hf"], logprobs[name]
+            gen, train = logprobs[reference], logprobs[name]
             gap = np.abs(gen.astype(np.float64) - train).mean() if len(gen) else 0.0
             numbers = gen_kl_error(gen, train), policy_kl_error(gen, train), float(gap)
             rows[kind, name].append((*numbers, float(kl.mean()), float(kl.max())))
@@ -73,7 +75,7 @@ def main() -> None:
     chosen = subjects(given.release)
     with tempfile.TemporaryDirectory() as logs, fleet(chosen, Options(), Path(logs)) as workers:
         results = Campaign(workers, locate).run(prompts(given.cases, given.seed))
-        rows = measured(results, [subject.name for subject in chosen[1:]])
+        rows = measured(results, *(subject.name for subject in chosen))
         print(workers.versions)
     print("| prompts | subject | n | gen_kl_error | policy_kl_error | mean abs | mean KL, nats | largest KL, nats |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

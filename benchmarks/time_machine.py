@@ -21,11 +21,14 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness.bisect import Asked, Asking, bisect, renamed
+from packaging.requirements import Requirement
+
+from harness.bisect import Asked, Asking, Status, bisect
 from harness.campaign import Campaign, Options, Result, fleet
-from harness.environments import releases, resolve
+from harness.environments import Subject, releases, resolve
+from harness.errors import EngineUnavailable
 from harness.hunt import Search
-from harness.replay import Target
+from harness.replay import Target, replay
 from harness.schema import Capsule, Finding, Property
 from harness.session import Plan, generated, locate, require_available
 from harness.show import in_words
@@ -120,6 +123,8 @@ def hunt(failure: Failure, cases: int, seed: int) -> tuple[int, Capsule] | None:
         campaign = Campaign(workers, locate)
         drawn = sorted(generated(plan), key=lambda case: (case.model, case.dtype, case.id))
         for number, result in enumerate(campaign.run(drawn), start=1):
+            if why := workers.absent.get(names[-1]):
+                _say(f"{result.case.model}: {why}")
             if finding := _sought(failure, result):
                 return number, Search(campaign, Target(failure.name, result.case, finding)).run().capsule
     return None
@@ -145,21 +150,40 @@ def walked(travelled: Travelled, capsule: Capsule) -> Travelled:
 
 
 def planted(travelled: Travelled, capsule: Capsule) -> Travelled:
-    """The same case on every release of the subject without the plant."""
+    """The same case on every release of the subject without the plant, beside the transformers that each pins."""
     failure = travelled.failure
-    old, new = (f"{subject}@{failure.bad}" for subject in (failure.subject, failure.absent))
-    subjects = {new if name == old else name: what for name, what in capsule.subjects.items()}
-    without = replace(capsule, finding=renamed(capsule.finding, old, new), subjects=subjects)
-    (engine,) = {subject.engine for subject in resolve([failure.absent])}
-    asking = Asking(without, failure.absent, _say)
-    asked = tuple(asking.ask(version) for version in releases()[engine])
+    (subject,) = resolve([failure.absent])
+    asked = tuple(_without(failure, capsule, version) for version in releases()[subject.engine])
     bad = [answer.version for answer in asked if answer.status == "bad"]
+    good = [answer.version for answer in asked if answer.status == "good"]
     return replace(
         travelled,
-        first_bad=f"planted; without the plant {', '.join(bad) or 'on no release'}",
-        first_good=", ".join(answer.version for answer in asked if answer.status == "good"),
+        first_bad=f"planted; without the plant: {', '.join(bad) or 'none'}",
+        first_good=", ".join(good),
         asked=asked,
     )
+
+
+def _without(failure: Failure, capsule: Capsule, version: str) -> Asked:
+    """One release without the plant: bad if the same property and stage differ from its own transformers there."""
+    name = f"{failure.absent}@{version}"
+    reference = f"hf@{pinned_transformers(resolve([name])[0])}"
+    try:
+        require_available([reference, name], _say)
+    except EngineUnavailable as error:
+        return Asked(version, "unknown", str(error))
+    (result,) = replay([Target(name, capsule.case)], [reference, name])
+    same = [f for f in result.findings if (f.property, f.stage) == (capsule.finding.property, capsule.finding.stage)]
+    status: Status = "bad" if same else "another" if result.findings else "good"
+    _told(answer := Asked(version, status, "; ".join(f"{f.signature} {f.detail}" for f in (same or result.findings))))
+    return answer
+
+
+def pinned_transformers(subject: Subject) -> str:
+    """The version of transformers in a subject's recipe."""
+    assert subject.recipe is not None
+    (line,) = (entry for entry in map(Requirement, subject.recipe.requirements) if entry.name == "transformers")
+    return str(line.specifier).removeprefix("==")
 
 
 def _once(asked: Sequence[Asked]) -> tuple[Asked, ...]:

@@ -26,7 +26,7 @@ from harness.environments import known_subjects, releases, resolve
 from harness.errors import EngineUnavailable, UserError
 from harness.hunt import subjects_needed
 from harness.replay import Replayed, Target, replay
-from harness.schema import Capsule, Finding
+from harness.schema import Capsule, Finding, error_signature
 from harness.session import require_available
 from harness.store import validated, write_json
 
@@ -209,12 +209,22 @@ class Asking:
             return Asked(version, "unknown", str(error))
         self.say(f"{name}: running")
         (result,) = replay([target], names)
-        return Asked(version, _status(result, name), result.detail)
+        return Asked(version, status_of(result, finding, name), result.detail)
 
 
 def _ours() -> list[str]:
     """What the other subjects run with."""
     return [f"{name} {metadata.version(name)}" for name in ("torch", "transformers")]
+
+
+def _error(finding: Finding) -> str:
+    """The error of a run by a probe, without what differs between cases; empty for any other finding.
+
+    Signatures of probes' outcomes do not have it, and a release that refuses has not what another died of.
+    """
+    if not finding.stage.startswith("outcome."):
+        return ""
+    return error_signature(finding.detail.rpartition("probe ")[2])
 
 
 def renamed(finding: Finding, old: str, new: str) -> Finding:
@@ -229,9 +239,11 @@ def renamed(finding: Finding, old: str, new: str) -> Finding:
     return replace(finding, signature=signature, subjects=subjects, suspect=rename(finding.suspect))
 
 
-def _status(result: Replayed, name: str) -> Status:
+def status_of(result: Replayed, sought: Finding, name: str) -> Status:
+    """What a replay says of one release of a subject, by its name, and the finding that is sought there."""
     if result.status == "FAILED":
-        return "bad"
+        same = [found for found in result.findings if found.signature == sought.signature]
+        return "bad" if not same or any(_error(found) == _error(sought) for found in same) else "another"
     if any(found.stage.startswith("outcome") and name in found.subjects for found in result.findings):
         return "another"
     return "good" if result.status == "FIXED" else "unknown"

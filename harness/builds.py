@@ -177,7 +177,8 @@ class Steps:
             for line in process.stdout:
                 log.write(line)
                 printed.append(" ".join(line.split()))
-                self.say(f"{self.name}: {printed[-1]}")
+                if not printed[-1].startswith("+ "):  # One of two hundred packages.
+                    self.say(f"{self.name}: {printed[-1]}")
         if process.returncode:
             reason = " ".join(filter(None, printed))[-_REASON_CHARACTERS:]
             raise EngineUnavailable(f"subject {self.name} cannot be built here: {doing}: {reason} (log: {self.log})")

@@ -144,7 +144,8 @@ def _chirp(index: npt.NDArray[np.int64], spec: AudioSpec) -> npt.NDArray[np.int6
 
 
 def _clicks(index: npt.NDArray[np.int64], spec: AudioSpec) -> npt.NDArray[np.int64]:
-    return np.where(index % (701 + spec.seed) == 0, 16_384, 0)
+    clicks: npt.NDArray[np.int64] = np.where(index % (701 + spec.seed) == 0, np.int64(16_384), np.int64(0))
+    return clicks
 
 
 def _silence(index: npt.NDArray[np.int64], _spec: AudioSpec) -> npt.NDArray[np.int64]:

@@ -353,8 +353,9 @@ def to_json(value: Any) -> str:
 
 
 def error_signature(text: str) -> str:
-    """An error's last line with what differs between cases taken out: numbers, paths, addresses."""
+    """An error's last line with what differs between cases taken out: numbers, sums of them, paths, addresses."""
     last = text.strip().splitlines()[-1] if text.strip() else "no message"
     last = re.sub(r"0x[0-9a-fA-F]+", "ADDR", last)
     last = re.sub(r"(/[\w.\-]+)+", "PATH", last)
-    return re.sub(r"\d+(\.\d+)?", "#", last)[:160]
+    last = re.sub(r"\d+(\.\d+)?", "#", last)
+    return re.sub(r"#( \+ #)+", "#", last)[:160]

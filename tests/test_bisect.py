@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from typer.testing import CliRunner
 
 from harness import bisect as bisecting
 from harness import environments, replay
-from harness.bisect import Asked, Asking, Status, between, published, renamed, search
+from harness.bisect import Asked, Asking, Status, between, published, renamed, search, status_of
 from harness.cli import app
 from harness.environments import Recipe, Subject
 from harness.errors import UserError
+from harness.replay import Replayed
 from harness.schema import SCHEMA_VERSION, Capsule, Case, Finding, Part
 from harness.store import read_capsule, write_json
 
@@ -91,6 +93,23 @@ def test_a_finding_is_sought_under_the_name_of_each_release() -> None:
     found = renamed(FINDING, "vllm@0.20.0", "vllm@0.21.0")
     assert found.signature == "P1/outcome/vllm@0.21.0/vllm crashed: X"
     assert (found.subjects, found.suspect) == (("vllm@0.21.0", "hf"), "vllm@0.21.0")
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "status"),
+    [
+        ("outcome.expanded", "ok plainly, crashed by probe expanded: RuntimeError: 64 for 1", "bad"),
+        ("outcome.expanded", "ok plainly, rejected by probe expanded: ValueError: 64 for 1", "another"),
+        ("prompt_ids", "ValueError: 64 for 1", "bad"),
+    ],
+)
+def test_a_probe_that_fails_with_another_error_fails_another_way(stage: str, words: str, status: Status) -> None:
+    """The signature of a probe's outcome has no error, so its error is compared too; numbers in it do not count."""
+    sought = replace(
+        FINDING, stage=stage, detail="fake@1 ok plainly, crashed by probe expanded: RuntimeError: 280 for 1"
+    )
+    found = replace(sought, detail=f"fake@2 {words}")
+    assert status_of(Replayed("fake@2", "FAILED", "", (found,)), sought, "fake@2") == status
 
 
 def test_releases_come_from_the_package_index() -> None:

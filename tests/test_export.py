@@ -131,6 +131,7 @@ RUN = {
     "hf-chunked-prefill-drops-media": "nats",
     "hf-static-cache-drops-image-blocks": "nats",
     "hf-ignores-the-sampling-rate": "soft tokens",
+    "hf-waves-beyond-the-declared-length": "soft tokens",
     "hf-forward-refuses-video": "refusals",
     "hf-short-audio": "refusals",
 }

@@ -77,6 +77,7 @@ def test_the_blocks_are_those_of_the_square(name: str) -> None:
     theirs = create_block_mask(visible, None, None, *sizes, device="cpu", BLOCK_SIZE=BLOCK)
     for name_of_part in ("kv_num_blocks", "full_kv_num_blocks", "kv_indices", "full_kv_indices"):
         counts = theirs.kv_num_blocks if "full" not in name_of_part else theirs.full_kv_num_blocks
+        assert counts is not None
         mine, other = getattr(ours, name_of_part), getattr(theirs, name_of_part)
         if "indices" in name_of_part:
             mine, other = (torch.where(torch.arange(x.shape[-1]) < counts[..., None], x, -1) for x in (mine, other))

@@ -131,6 +131,15 @@ def test_crashes_that_differ_in_numbers_and_paths_are_one() -> None:
     assert one.signature == "P1/outcome/vllm/vllm crashed: RuntimeError: shape [#, #] at ADDR in PATH"
 
 
+def test_crashes_of_an_engine_s_releases_have_one_name() -> None:
+    """The words of a signature name the engine, whichever of its subjects it was; who is suspected says the subject."""
+    reasons = ("vllm@0.20.0 crashed: ValueError: a", "vllm crashed: ValueError: a")
+    names = ("vllm@0.20.0", "vllm")
+    verdicts = [Verdict("P1", "outcome", n, n, "differ", reason=r) for n, r in zip(names, reasons, strict=True)]
+    found = findings(CASE, verdicts, {"vllm": "vllm", "vllm@0.20.0": "vllm"})
+    assert [f.signature for f in found] == [f"P1/outcome/{name}/vllm crashed: ValueError: a" for name in names]
+
+
 def test_other_crashes_have_another_signature() -> None:
     """Another kind of error, or another subject, is another finding."""
     assert _crash("RuntimeError: shape").signature != _crash("ValueError: shape").signature
@@ -140,6 +149,7 @@ def test_other_crashes_have_another_signature() -> None:
     ("text", "signature"),
     [
         ("Traceback\n  line 3\nValueError: 3.5 > 2\n", "ValueError: # > #"),
+        ("assign 64 + 70 + 64 = 198 tokens to 199", "assign # = # tokens to #"),
         ("", "no message"),
         ("  \n ", "no message"),
         ("x" * 500, "x" * 160),

@@ -16,7 +16,7 @@ from harness.store import read_capsule
 FAILURES = {failure.name: failure for failure in read_failures()}
 FINDING = Finding(
     "id", "P1/outcome/vllm@0.20.0/vllm crashed: ValueError: #", "P1", "outcome", ("vllm@0.20.0",), "vllm@0.20.0", "m",
-    "c", None, None, "", "ValueError: Attempted to assign 280 multimodal tokens to 289 placeholders",
+    "c", None, None, "", "ValueError: Attempted to assign 280 = 280 multimodal tokens to 289 placeholders",
 )  # fmt: skip
 
 

@@ -73,7 +73,8 @@ class Cache:
         self.length = 0
         self.layers = {
             shape.index: LayerCache(
-                config.window - 1 if shape.kind == SLIDING else None, like.new_empty(0, shape.kv_heads, shape.head_dim)
+                limit=config.window - 1 if shape.kind == SLIDING else None,
+                empty=like.new_empty(0, shape.kv_heads, shape.head_dim),
             )
             for shape in config.layers
             if shape.donor is None

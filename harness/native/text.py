@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from .config import LayerShape, TextConfig
     from .tap import Tap
 
-# Lengths vary, and each shape of layer is compiled twice: for one token, and for any number of them. The last option
-# asks for half precision to be rounded where it is without a compiler, which no test holds yet.
+# Lengths vary. Each shape of layer is compiled for passes of any length and, for decoding, once for each number of
+# samples that are read together. The last option asks for half precision to be rounded where it is without a
+# compiler, which no test holds yet.
 COMPILE: Any = {"dynamic": True, "recompile_limit": 64, "options": {"emulate_precision_casts": True}}
 
 
@@ -100,7 +101,7 @@ class Attention(nn.Module):
         for row, pair in enumerate(kept):
             for rows, news in zip(pair, new, strict=False):
                 rows[-1] = news[row]
-        return torch.cat([attend_next(query, *pair) for query, pair in zip(queries.split(1), kept, strict=True)])
+        return torch.cat([attend_next(query, *pair) for query, pair in zip(torch.split(queries, 1), kept, strict=True)])
 
 
 class LayerEmbedding(nn.Module):
@@ -142,7 +143,7 @@ class Layer(nn.Module):
     def step(
         self, x: Tensor, embedding: Tensor | None, rotation: Rotation, kept: Sequence[tuple[Tensor, Tensor]]
     ) -> Tensor:
-        """One token of each of B samples: (B, H), (B, W) or None -> (B, H)."""
+        """The next token of each of B samples: (B, H), (B, W) or None -> (B, H). All of it can be compiled as one."""
         queries, *new = self.before(x, rotation)
         return self.after(x, self.attention.look_back(queries, new, kept), embedding)
 
@@ -196,7 +197,7 @@ class Decoder(nn.Module):
         return self.embedding[token_ids] * rounded(self.config.hidden**0.5, self.embedding)
 
     def compile(self) -> None:
-        """Compile what lies between the attentions of two layers, once for layers of one shape."""
+        """Compile a step of a layer and, for a pass, what lies between two attentions; once for layers of one shape."""
         for layer in self.layers:
             for name in ("before", "after", "step"):
                 setattr(layer, name, torch.compile(getattr(layer, name), **COMPILE))
@@ -229,10 +230,11 @@ class Decoder(nn.Module):
         for cache in caches:
             cache.reserve()
         hidden = embedded
-        for index, layer in enumerate(self.layers):
-            shape = layer.attention.shape
-            kept = [cache.layers[index if shape.donor is None else shape.donor].read() for cache in caches]
-            hidden = layer.step(hidden, None if tables is None else tables[:, index], rotations[shape.kind], kept)
+        for layer, shape in zip(self.layers, self.config.layers, strict=True):
+            kept = [cache.layers[shape.index if shape.donor is None else shape.donor].read() for cache in caches]
+            table = None if tables is None else tables[:, shape.index]
+            step: Any = layer.step
+            hidden = step(hidden, table, rotations[shape.kind], kept)
         for cache in caches:
             cache.advance(1)
         out: Tensor = self.norm(hidden)
