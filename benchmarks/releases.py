@@ -18,6 +18,7 @@ from harness.schema import AudioSpec, Case, ImageSpec, Part, VideoSpec
 from harness.session import locate
 
 START_UP_TIMEOUT_S = 600
+MESSAGE_CHARACTERS = 240
 MODELS = ("tiny-e2b", "tiny-e4b", "tiny-31b", "tiny-26b-a4b", "tiny-12b")
 PROMPTS = {
     "a sentence": (Part(text="The quick brown fox jumps over the lazy dog and tells all."),),
@@ -37,7 +38,7 @@ def said(result: Result, name: str) -> Iterator[str]:
     """What one subject made of a case, and how it parts from native."""
     (seen,) = (o for o in result.observations if o.subject == name)
     if seen.outcome != "ok":
-        yield f"{seen.outcome}: {seen.message}"
+        yield f"{seen.outcome}: {' '.join(seen.message.split())[:MESSAGE_CHARACTERS]}"
         return
     counts = "".join(f", {c.predicted} placeholders for {c.feature_rows} rows" for c in seen.counts)
     yield f"ok{counts}"
