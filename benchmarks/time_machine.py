@@ -165,7 +165,10 @@ def planted(travelled: Travelled, capsule: Capsule) -> Travelled:
 
 
 def _without(failure: Failure, capsule: Capsule, version: str) -> Asked:
-    """One release without the plant: bad if the same property and stage differ from its own transformers there."""
+    """One release without the plant: bad if it is as far from its own transformers as the plant makes it.
+
+    A hundredth of that will do; what is less is another, smaller fault of that release.
+    """
     name = f"{failure.absent}@{version}"
     reference = f"hf@{pinned_transformers(resolve([name])[0])}"
     try:
@@ -173,7 +176,8 @@ def _without(failure: Failure, capsule: Capsule, version: str) -> Asked:
     except EngineUnavailable as error:
         return Asked(version, "unknown", str(error))
     (result,) = replay([Target(name, capsule.case)], [reference, name])
-    same = [f for f in result.findings if (f.property, f.stage) == (capsule.finding.property, capsule.finding.stage)]
+    planted_nats = capsule.finding.measured or 0.0
+    same = [f for f in result.findings if f.stage == capsule.finding.stage and (f.measured or 0.0) > planted_nats / 100]
     status: Status = "bad" if same else "another" if result.findings else "good"
     _told(answer := Asked(version, status, "; ".join(f"{f.signature} {f.detail}" for f in (same or result.findings))))
     return answer
