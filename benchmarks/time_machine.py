@@ -23,7 +23,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from harness.bisect import Asked, Asking, Status, bisect
+from harness.bisect import Asked, Asking, bisect, renamed, status_of
 from harness.campaign import Campaign, Options, Result, fleet
 from harness.environments import Subject, releases, resolve
 from harness.errors import EngineUnavailable
@@ -142,7 +142,9 @@ def walked(travelled: Travelled, capsule: Capsule) -> Travelled:
         asked = [Asking(capsule, failure.subject, _say).ask(failure.earliest)]
         if asked[0].status == "bad":
             first_bad = f"{failure.earliest} (the first that can run it)"
-        elif asked[0].status != "unknown":
+        elif asked[0].status == "unknown":
+            first_bad = f"{failure.bad}, or before: {failure.earliest} could not be asked"
+        else:
             back = bisect(capsule, failure.subject, failure.earliest, failure.bad, _say, _told)
             first_bad, asked = back.since, [*asked, *back.asked]
     forward = bisect(capsule, failure.subject, failure.good, failure.bad, _say, _told)
@@ -175,11 +177,14 @@ def _without(failure: Failure, capsule: Capsule, version: str) -> Asked:
         require_available([reference, name], _say)
     except EngineUnavailable as error:
         return Asked(version, "unknown", str(error))
-    (result,) = replay([Target(name, capsule.case)], [reference, name])
-    planted_nats = capsule.finding.measured or 0.0
-    same = [f for f in result.findings if f.stage == capsule.finding.stage and (f.measured or 0.0) > planted_nats / 100]
-    status: Status = "bad" if same else "another" if result.findings else "good"
-    _told(answer := Asked(version, status, "; ".join(f"{f.signature} {f.detail}" for f in (same or result.findings))))
+    sought = renamed(capsule.finding, f"{failure.subject}@{failure.bad}", name)
+    sought = renamed(sought, failure.others[0], reference)
+    (result,) = replay([Target(name, capsule.case, sought)], [reference, name])
+    status = status_of(result, sought, name)
+    measured = max((f.measured or 0.0 for f in result.findings if f.signature == sought.signature), default=0.0)
+    if status == "bad" and measured < (capsule.finding.measured or 0.0) / 100:
+        status = "another"
+    _told(answer := Asked(version, status, result.detail))
     return answer
 
 
@@ -214,13 +219,7 @@ def table(travelled: Sequence[Travelled]) -> str:
             f"`{entry.message[:160]}`",
         ]  # fmt: skip
         lines.append("| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |")
-    lines += [
-        "",
-        "## What each release did with the smallest case",
-        "",
-        "| failure | release | | |",
-        "| --- | --- | --- | --- |",
-    ]
+    lines.append(ASKED)
     for entry in travelled:
         for answer in entry.asked:
             detail = " ".join(answer.detail.split()).replace("|", "/")[:300]
@@ -237,17 +236,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path, help="write the table as Markdown")
     chosen = parser.parse_args()
-    failures = [failure for failure in read_failures() if not chosen.only or failure.name in chosen.only.split(",")]
+    names = [name for name in chosen.only.split(",") if name]
+    known = {failure.name: failure for failure in read_failures()}
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"--only {', '.join(unknown)}: known are {', '.join(known)}")
+    if names and chosen.table:
+        parser.error("--table writes the table of all failures; leave out --only")
     travelled = []
-    for failure in failures:
-        travelled.append(travel(failure, chosen.cases, chosen.seed))
+    for name in names or known:
+        travelled.append(travel(known[name], chosen.cases, chosen.seed))
         _say(str(travelled[-1]))
-    text = table(travelled)
-    print(text)
-    if chosen.table:
-        chosen.table.write_text(text, encoding="utf-8")
-    if chosen.json:
-        chosen.json.write_text(json.dumps([asdict(entry) for entry in travelled], indent=1) + "\n", encoding="utf-8")
+        # After each: one that ends in an error must not take the others with it.
+        if chosen.table:
+            chosen.table.write_text(table(travelled), encoding="utf-8")
+        if chosen.json:
+            chosen.json.write_text(json.dumps([asdict(t) for t in travelled], indent=1) + "\n", encoding="utf-8")
+    print(table(travelled))
     if any(entry.cases is None for entry in travelled):
         sys.exit(1)
 

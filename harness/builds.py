@@ -60,9 +60,9 @@ def ready(subject: Subject, say: Say = lambda _: None, root: Path = ENVS) -> Sub
     if subject.recipe is None:
         return subject
     place = directory(subject, root)
+    if subject.note:
+        say(f"{subject.name}: {subject.note}")
     if not is_built(subject, root):
-        if subject.note:
-            say(f"{subject.name}: {subject.note}")
         place.parent.mkdir(parents=True, exist_ok=True)
         with _lock(place, fcntl.LOCK_EX, lambda: say(f"{subject.name}: waiting for another builder")):
             if not is_built(subject, root):
@@ -87,9 +87,11 @@ def prune(root: Path = ENVS) -> list[Path]:
     """Remove every environment that no process works in or builds. They are built again when they are asked for."""
     removed = []
     for lock in sorted(root.glob("*.lock")):
-        with contextlib.suppress(BlockingIOError), _lock(lock.with_suffix(""), fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            removed.append(lock.with_suffix(""))
+        place = lock.with_suffix("")
+        with contextlib.suppress(BlockingIOError), _lock(place, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if place.is_dir():
+                shutil.rmtree(place)
+                removed.append(place)
     return removed
 
 

@@ -172,9 +172,10 @@ class Fleet:
 
     @property
     def described(self) -> dict[str, dict[str, str]]:
-        """What every subject that has a worker is: its engine, and the package versions that it started with."""
+        """What each subject with a worker is: its engine, what was guessed of it, the versions that it started with."""
         return {
-            name: {"engine": self.subjects[name].engine, **worker.versions} for name, worker in self.workers.items()
+            name: {"engine": self.subjects[name].engine, **_noted(self.subjects[name]), **worker.versions}
+            for name, worker in self.workers.items()
         }
 
     def close(self) -> None:
@@ -186,6 +187,11 @@ class Fleet:
         for worker in self.workers.values():
             worker.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _noted(subject: Subject) -> dict[str, str]:
+    """What was guessed about its packages, where something was."""
+    return {"note": subject.note} if subject.note else {}
 
 
 def _scratch() -> Path:

@@ -206,6 +206,8 @@ def doctor_command(
 ) -> None:
     """Say which subjects run here, what they can do, and why the others do not. Starts every engine that is there."""
     console = Console()
+    if prune and subjects:
+        raise UserError("--prune removes every environment that nothing runs in; leave out --subjects")
     if prune:
         for place in builds.prune():
             console.print(f"removed {place}", soft_wrap=True)

@@ -56,10 +56,13 @@ class Deviation:
     def explains(self, finding: Finding, case: Case, ran: Ran, device: str) -> bool:
         """Whether this is the known cause of a finding of those subjects on that device.
 
-        Of several subjects of one engine, the versions of the suspect count; of an undecided finding, those of any.
+        The versions of the suspect count, which may be every subject of an engine; of an undecided finding, those of
+        any subject.
         """
         names = {finding.signature, by_engine(finding.signature, ran)}
-        blamed = [finding.suspect] if finding.suspect in ran else [name for name in finding.subjects if name in ran]
+        differing = [name for name in finding.subjects if name in ran]
+        # The suspect is a subject, or an engine of which every subject is wrong.
+        blamed = [n for n in differing if finding.suspect in (n, ran[n]["engine"])] or differing
         return any(fnmatchcase(name, pattern) for name in names for pattern in self.signatures) and any(
             self.applies(case, versions, device) for versions in ([ran[name] for name in blamed] or [{}])
         )

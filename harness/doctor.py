@@ -70,8 +70,9 @@ def verify(models: Sequence[str], subjects: Sequence[str]) -> list[Verified]:
     with tempfile.TemporaryDirectory() as logs, fleet(resolve(subjects), Options(), Path(logs)) as workers:
         for model in models:
             workers.load(locate(model), audit=True)
+            reports = workers.reports
             verified += [
-                Verified(model, name, workers.reports.get(name, LoadReport()), workers.absent.get(name, ""))
+                Verified(model, name, reports.get(name, LoadReport()), "" if name in reports else workers.absent[name])
                 for name in subjects
             ]
     return verified

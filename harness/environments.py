@@ -132,10 +132,10 @@ def at_release(subject: Subject, version: str) -> Subject:
 
 
 def _with_version(recipe: Recipe, known: str, version: str) -> Recipe:
-    """A recipe with the release that it is of exchanged; whatever else had that number would be exchanged too."""
+    """A recipe with the release that it is of exchanged, in whichever lines have that number."""
 
     def exchanged(lines: Sequence[str]) -> tuple[str, ...]:
-        return tuple(line.replace(f"=={known}", f"=={version}") for line in lines)
+        return tuple(f"{line.removesuffix(known)}{version}" if line.endswith(f"=={known}") else line for line in lines)
 
     return replace(recipe, requirements=exchanged(recipe.requirements), no_deps=exchanged(recipe.no_deps))
 

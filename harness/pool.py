@@ -88,15 +88,18 @@ class Worker:
             if self._ended:
                 raise WorkerGone("crashed", "its process was ended by the harness")
             # A session of its own, so that Ctrl-C reaches the campaign alone and the campaign ends the workers.
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self._env,
-                start_new_session=True,
-                pass_fds=kept_open,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=self._env,
+                    start_new_session=True,
+                    pass_fds=kept_open,
+                )
+            except OSError as error:  # Its environment was removed.
+                raise WorkerGone("crashed", str(error)) from error
         self.starts += 1
         self.versions = self._ask({"kind": "hello"}, START_TIMEOUT_S)["versions"]
 

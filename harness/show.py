@@ -140,6 +140,10 @@ def bisected(console: Console, result: Bisected) -> None:
     count = f"{len(result.asked)} of {result.releases} releases asked"
     what = f"{result.change} in {result.subject} {result.since}, not yet in {result.before}"
     _line(console, f"[bold]{escape(what)}[/]; {escape(result.signature)}, {count}")
+    if result.fails_otherwise:
+        _line(console, "[yellow]the release without this finding fails in another way[/]")
+    if result.unknown:
+        _line(console, f"[yellow]could not be asked:[/] {escape(', '.join(result.unknown))}")
 
 
 def explained(console: Console, result: Explanation) -> None:

@@ -23,11 +23,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from harness.builds import held
 from harness.deviations import explain, load_deviations
 from harness.environments import Subject
 from harness.errors import EngineUnavailable
 from harness.schema import Case, Finding, ImageSpec, Part
 from harness.spec import audio_tokens, soft_token_rows
+
+COUNTING = ("hf", "vllm", "native")
+"""Engines whose own counting function can be called alone."""
 
 BLOCK_HEIGHTS = 50
 BLOCK_SAMPLES = 50_000
@@ -137,6 +141,9 @@ def sweep(
     Raises:
         EngineUnavailable: a subject whose counting function cannot be reached here.
     """
+    for subject in subjects:
+        if subject.engine not in COUNTING or subject.options:
+            raise EngineUnavailable(f"{subject.name} has no counting function here; of these: {', '.join(COUNTING)}")
     started = time.perf_counter()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep-")))
@@ -145,7 +152,7 @@ def sweep(
             made = {budget: scratch / f"{subject.name}-{budget}.npy" for budget in (*budgets, 0)}
             for budget, path in made.items():
                 np.save(path, np.zeros((max_side_px, max_side_px) if budget else samples, dtype=np.uint16))
-            with _counters(subject, checkpoint) as counters:
+            with held(subject), _counters(subject, checkpoint) as counters:
                 rates[subject.name] = _fill(counters, made, max_side_px, samples, watch)
                 versions[subject.name] = {"engine": subject.engine, **counters.versions}
             files[subject.name] = made

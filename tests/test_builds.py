@@ -96,6 +96,7 @@ def test_prune_leaves_what_is_in_use(tmp_path: Path) -> None:
         assert prune(tmp_path) == []
         assert is_built(SMALL, tmp_path)
     assert prune(tmp_path) == [directory(SMALL, tmp_path)]
+    assert prune(tmp_path) == []
     assert not is_built(SMALL, tmp_path)
 
 

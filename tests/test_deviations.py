@@ -78,6 +78,15 @@ def test_a_subject_is_explained_by_what_is_known_of_its_engine(name: str, versio
     assert _explains(ran=ran, finding=finding) is fits
 
 
+def test_where_an_engine_is_wrong_in_every_release_only_its_own_versions_count() -> None:
+    """The suspect is then the engine: that another subject has the package in the named version explains nothing."""
+    ran = {"hf@5.8.0": {"engine": "hf", "transformers": "5.8.0"}, **{k: v for k, v in RAN.items() if k == "vllm"}}
+    known = replace(KNOWN, signatures=("P7/pixels/hf",), versions={"transformers": "==5.19.0"})
+    finding = replace(FINDING, signature="P7/pixels/hf", subjects=("hf@5.8.0", "vllm"), suspect="hf")
+    assert not _explains(known, finding=finding, ran=ran)
+    assert _explains(known, finding=finding, ran={**ran, "hf@5.8.0": {"engine": "hf", "transformers": "5.19.0"}})
+
+
 def test_an_undecided_finding_is_explained_by_any_of_its_subjects() -> None:
     """Where nobody is singled out, one of those who differ must have the versions, whatever the order."""
     both = replace(FINDING, signature="P6/hidden/hf+vllm", suspect="undecided")

@@ -82,7 +82,7 @@ class SglangEngine:
         recording = Recording()
         prompt = sample.prompt if ids is None else ids
         if not sample.media.images:
-            ids = ids or self.processor._tokenizer(sample.prompt)["input_ids"]
+            ids = self.processor._tokenizer(sample.prompt)["input_ids"] if ids is None else ids
             recording.add("prompt_ids", torch.tensor(ids))
             return recording
         # As a server has it that was started with --mm-process-config.
@@ -93,7 +93,7 @@ class SglangEngine:
         with _told() as warnings:
             try:
                 output = asyncio.run(call)
-            except (ValueError, TypeError) as error:
+            except ValueError as error:
                 raise Rejected(f"{type(error).__name__}: {error}") from error
             except RuntimeError as error:
                 # The reason is in the log alone.
