@@ -294,7 +294,8 @@ def test_votes_without_a_subject_are_other_votes() -> None:
 
 
 def capsule(text: str, dtype: str = "float32") -> Capsule:
-    signature = "P1/outcome/fake/fake crashed: RuntimeError: index # is out of bounds at ADDR in PATH"
+    words = "tests.fake_engine:FakeEngine crashed: RuntimeError: index # is out of bounds at ADDR in PATH"
+    signature = f"P1/outcome/fake/{words}"
     crash = finding(None, signature=signature, property="P1", stage="outcome", subjects=("fake",), suspect="fake")
     return Capsule(SCHEMA_VERSION, crash, Case("tiny-31b", (Part(text=text),)), {}, dtype, "cpu")
 
