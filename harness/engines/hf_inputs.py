@@ -70,7 +70,7 @@ def by_ids(processor: Any, samples: Sequence[Sample]) -> Any:
     videos, frames = _videos(processor, samples)
     if videos:
         inputs.update(processor.video_processor(videos, **frames, return_tensors="pt"))
-    for name in processor.unused_input_names:
+    for name in getattr(processor, "unused_input_names", ()):  # Of later releases than 5.8.
         inputs.pop(name, None)
     return inputs
 
