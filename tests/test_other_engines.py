@@ -27,6 +27,7 @@ EXPANDED = {
     "0.5.11": ("crashed", MISMATCH),
     "0.5.13.post1": ("crashed", MISMATCH),
     "0.5.14": ("crashed", "RuntimeError: coroutine raised StopIteration"),
+    "0.5.16": ("rejected", REFUSED),
     "0.5.23": ("rejected", REFUSED),
 }
 """What a release of SGLang does with an expanded prompt beside raw images: outcome, and how its signature starts."""
@@ -35,6 +36,7 @@ UNIFIED = {
     "0.5.11": "this release of SGLang has no processor for Gemma4UnifiedForConditionalGeneration",
     "0.5.13.post1": "Transformers does not recognize this architecture",
     "0.5.14": "Transformers does not recognize this architecture",
+    "0.5.16": "",
     "0.5.23": "",
 }
 """Why a release cannot load the 12B layout; empty where it can."""
