@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from harness import sweep as sweeping
 from harness.cli import app
 from harness.engines.counting import COUNTERS, NativeCounter
-from harness.environments import SUBJECTS, Subject
+from harness.environments import Subject
 from harness.errors import EngineUnavailable
 from harness.session import locate
 from harness.spec import SOFT_TOKEN_BUDGETS, audio_tokens, soft_token_rows, soft_tokens
@@ -97,8 +98,16 @@ def test_real_counting_functions_agree_on_small_sizes(tmp_path: Path) -> None:
     assert pd.read_parquet(tmp_path / "images.parquet").empty
 
 
-def test_a_subject_that_cannot_count_says_why() -> None:
-    """The last words of its process, not a hang."""
-    broken = Subject("broken", "no-such-engine", SUBJECTS["native"].python)
-    with pytest.raises(EngineUnavailable, match="broken cannot count here: KeyError: 'no-such-engine'"):
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (Subject("broken", "no-such-engine"), "broken has no counting function here; of these: hf, vllm, native"),
+        (Subject("broken", "hf", options={"attention": "eager"}), "broken has no counting function here"),
+        (Subject("broken", "native", str(shutil.which("false"))), "broken cannot count here: it printed nothing"),
+    ],
+    ids=["no counting function", "options", "a process that ends"],
+)
+def test_a_subject_that_cannot_count_says_why(broken: Subject, words: str) -> None:
+    """A subject without a function to call is refused at once; a process that ends has its last words told, no hang."""
+    with pytest.raises(EngineUnavailable, match=words):
         sweeping.sweep([broken], locate("tiny-e2b"), [70], 10, 10, lambda *_: None)
