@@ -162,6 +162,16 @@ def test_an_image_known_without_its_budget_is_found(tmp_path: Path) -> None:
     assert (verdict.stage, verdict.verdict) == ("prompt_ids.processor_cache", "differ")
 
 
+def test_an_image_that_stands_twice_is_encoded_once_and_recorded_twice(engine: Engine) -> None:
+    """Where media are known by their content; its rows are those of the plain run, which encoded both."""
+    asked = case(_model(engine), "processor_cache", (*IMAGES, IMAGES[0]))
+    plain, probed = engine.side(asked), engine.side(asked, probe=True)
+    assert probed.observation.message == ""
+    assert [verdict.verdict for verdict in engine.verdicts(asked, plain, probed)] == ["agree"]
+    for name in ("mm_features.0", "mm_features.1", "mm_features.2"):
+        assert np.allclose(probed.arrays[name], plain.arrays[name], atol=1e-5)
+
+
 def test_a_cache_of_media_needs_an_image(engine: Engine) -> None:
     """Sound and video have no budget that could be another."""
     observation = engine.side(case(_model(engine), "processor_cache", (VIDEO,)), probe=True).observation

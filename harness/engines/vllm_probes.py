@@ -139,12 +139,28 @@ def _processor_cache(engine: Any, request: Request, media: Media, _arrays: Array
         for made in (other, ours, ours):
             _forget(engine)  # So that only the processor's cache is looked at.
             engine.tap.clear()
-            (output,) = engine.score(made)
+            with _identified(engine) as known:
+                (output,) = engine.score(made)
         hits = cache.make_stats().hits
     if not hits:
         raise Unsupported("what the processor made does not fit its cache")
+    engine.tap.share("image", known)
     recording: Recording = engine.record(request, media, output)
     return recording
+
+
+@contextmanager
+def _identified(engine: Any) -> Iterator[list[str]]:
+    """Yields what the encoder's cache will know each image of the next request by, filled in when it is added."""
+    known: list[str] = []
+    add_request = engine.core.add_request
+
+    def add(asked: Any, *args: Any) -> Any:
+        known.extend(f.identifier for f in asked.mm_features if f.modality == "image" and f.mm_position.length)
+        return add_request(asked, *args)
+
+    with mock.patch.object(engine.core, "add_request", add):
+        yield known
 
 
 def _other_budget(request: Request) -> SoftTokenBudget:

@@ -8,7 +8,7 @@ Legend: T tokens of a step, H text hidden size.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -84,6 +84,11 @@ class Tap:
         rows = step.spans()[prompt]
         self.steps = [Step(step.ids[rows], step.positions[rows], step.hidden[rows])]
         self.encoded = {m: items[before[m] : before[m] + media[m]] for m, items in self.encoded.items()}
+
+    def share(self, medium: Medium, known: Sequence[str]) -> None:
+        """Media that the engine took for the same were encoded once: give each what was made of the first such one."""
+        encoded = dict(zip(dict.fromkeys(known), self.encoded[medium], strict=True))
+        self.encoded[medium] = [encoded[name] for name in known]
 
     def attach(self, model: Any) -> None:
         """Wrap a model's functions; what they return is the model's own."""
