@@ -87,6 +87,21 @@ TABLES = {
         **dict.fromkeys(("id", "signature", "property", "stage", "subjects", "suspect", "detail", "deviation"), _TEXT),
         **_MEASURE,
     },
+    "noise": {
+        **_KEYS,
+        **dict.fromkeys(("subject", "dtype", "device", "kind"), _TEXT),
+        "n": _WHOLE,
+        **dict.fromkeys(("kl_mean", "kl_p50", "kl_p99", "kl_p99_9", "kl_max"), _REAL),
+        **dict.fromkeys(("logprob_mean", "logprob_p99", "logprob_max"), _REAL),
+        "kl_histogram": _TEXT,
+    },
+    "comparisons": {
+        **dict.fromkeys(("model", "property", "stage"), _TEXT),
+        **_PAIR,
+        **dict.fromkeys(("dtype", "device", "unit", "verdict", "reason"), _TEXT),
+        "cases": _WHOLE,
+        **dict.fromkeys(("effect", "ci_low", "ci_high", "floor", "p_value", "q_value", "smallest_visible"), _REAL),
+    },
 }
 """Tables and their columns. `counts`, `digests`, `subjects`, `indices` and `case` hold JSON; `order` and `companion`
 have a letter a part: t, i, a, v. `cases`, `images`, `audios` and `videos` say what was tried, so also what was not."""
