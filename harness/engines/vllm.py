@@ -51,6 +51,9 @@ MAX_NUM_SEQS = 2
 BLOCK_SIZE = 32
 """Tokens of a block of the KV cache: the smallest that the CPU backend takes, so that short prompts find prefixes."""
 
+KV_BLOCKS = 1024
+"""Room for a full batch in each kind of layer, and for prefixes; left alone, a start takes and clears a whole GiB."""
+
 PROCESSOR_CACHE_GB = 0.25
 """Of the probe that asks for one; elsewhere there is none."""
 
@@ -137,6 +140,7 @@ class VllmEngine:
             max_num_batched_tokens=MAX_NUM_SEQS * MAX_MODEL_LEN,
             max_num_seqs=MAX_NUM_SEQS,
             block_size=BLOCK_SIZE,
+            num_gpu_blocks_override=KV_BLOCKS,
             enable_prefix_caching=True,
             mm_processor_cache_gb=0,
             # The largest budget; a case asks for less. It is also what the engine declares as its maximum.
