@@ -35,7 +35,15 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from harness.engines.audit import audit_tensors
-from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
+from harness.engines.base import (
+    Array,
+    Recording,
+    Rejected,
+    Unsupported,
+    chosen,
+    give_back_memory,
+    package_versions,
+)
 from harness.engines.inputs import Media
 from harness.engines.vllm_media import PromptSide, prompt
 from harness.engines.vllm_probes import probe
@@ -130,6 +138,7 @@ class VllmEngine:
             self.llm = None
             gc.collect()
             cleanup_dist_env_and_memory()
+            give_back_memory()
         self.broken = True
         self.llm = LLM(
             model=str(checkpoint),
