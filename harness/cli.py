@@ -133,6 +133,7 @@ def run(
     page = site.build(frames, kept.path / "site")
     stale = session.stale_deviations(kept, plan)
     show.run(console, frames, document, stale, page)
+    show.forecasts(console, kept.frame("forecasts"))
     show.unmet(console, session.unmet_deviations(kept, plan))
     _write_document(json_file, document)
     raise typer.Exit(_status(document, strict and bool(stale), named=bool(subjects)))

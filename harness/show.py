@@ -51,6 +51,15 @@ def run(console: Console, frames: Frames, document: dict[str, Any], stale: Seque
     console.print(str(page), soft_wrap=True)
 
 
+def forecasts(console: Console, frame: pd.DataFrame) -> None:
+    """One line a pair: what the masks and clips of training stacks would touch, were the left to generate."""
+    total = frame.groupby(["left", "right", "rule", "level"], sort=False)[["n", "dropped"]].sum().reset_index()
+    total["pair"] = total["left"] + " -> " + total["right"]
+    for pair, rows in total.groupby("pair", sort=False):
+        hit = [f"{r.rule} {r.dropped:,} of {r.n:,} {r.level}s" for r in rows[rows["dropped"] > 0].itertuples()]
+        _line(console, escape(f"RL forecast {pair!s}: {'; '.join(hit) or 'no mask or clip acts'}"))
+
+
 def unmet(console: Console, names: Sequence[str]) -> None:
     """Deviations of which a run says nothing."""
     if names:
