@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from harness import calibration, comparisons
 from harness.builds import Say, ready
 from harness.campaign import Campaign, Fleet, Options, Result, fleet
 from harness.checkpoint import Checkpoint
@@ -39,6 +40,9 @@ _SHORT = 40
 PROFILES = {"smoke": 75, "ci": 250, "nightly": 3_600}
 """Profile -> cases in all, spread evenly over the models, and within each over the properties that it is asked for."""
 
+CALIBRATED = {"smoke": 0, "ci": 5, "nightly": 20}
+"""Profile -> cases a model that measure noise before its own cases run; each is given to the engines four times."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,6 +57,7 @@ class Plan:
     device: str = "cpu"
     timeout_s: float = Options.timeout_s
     deviations: bool = True
+    calibrate: int = 0
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     @property
@@ -144,16 +149,39 @@ def carry_out(run: RunStore, plan: Plan, watch: Watch) -> None:
         finished = run.finished()
         remaining = [case for case in run.cases() if case.id not in finished]
         deviations = load_deviations() if plan.deviations else []
-        with fleet(resolve(plan.subjects), plan.options, run.path / "logs") as workers:
+        calibrations = _calibrations(run, plan)
+        calibrating = {case.id for cases in calibrations.values() for case in cases}
+        beside = calibration.beside() if calibrations else []
+        with fleet(resolve(plan.subjects), plan.options, run.path / "logs", beside) as workers:
             watch(Progress("starting", len(finished), len(finished) + len(remaining), ", ".join(plan.subjects)))
             campaign = Campaign(workers, locate, deviations)
-            keeper = Keeper(run, plan, workers)
+            keeper, number = Keeper(run, plan, workers), len(finished)
+            calibrator = calibration.Calibrator(campaign, run.frame("noise").to_dict("records"))
             try:
-                for number, result in enumerate(campaign.run(remaining), start=len(finished) + 1):
+                for result in campaign.run(calibration.before(remaining, calibrations), calibrating):
+                    if result.case.id in calibrating:
+                        keeper.run.append({"noise": calibrator.take(result)})
+                        continue
                     keeper.keep(result)
+                    number += 1
                     watch(Progress("case", number, len(finished) + len(remaining), result.case.model))
             finally:
                 _close_header(run, workers, campaign)
+        if remaining:
+            run.append({"comparisons": comparisons.of_run(run, plan.dtype, plan.device)})
+
+
+def _calibrations(run: RunStore, plan: Plan) -> dict[str, list[Case]]:
+    """Model -> the cases by which its noise is measured, of the models of which nothing is known yet."""
+    if not plan.calibrate or not {"P6", "P7"} & {*plan.properties}:
+        return {}
+    cases, measured = run.cases(), set(run.frame("noise")["model"])
+    known, models = {case.id for case in cases}, dict.fromkeys(case.model for case in cases)
+    return {
+        model: calibration.drawn(model, plan.calibrate, plan.seed + _SEED_STEP * k, known)
+        for k, model in enumerate(models)
+        if model not in measured
+    }
 
 
 def _close_header(run: RunStore, workers: Fleet, campaign: Campaign) -> None:

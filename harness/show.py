@@ -34,6 +34,7 @@ def _table(title: str, *columns: str) -> Table:
 def run(console: Console, frames: Frames, document: dict[str, Any], stale: Sequence[str], page: Path) -> None:
     """The agreement matrix, the findings, what to do next."""
     console.print(_matrix(frames))
+    _print_comparisons(console, document["comparisons"])
     if document["findings"]:
         _print_findings(console, document["findings"], document["cases"])
     absent = {name: s["reason"] for name, s in document["subjects"].items() if s["status"] != "ok"}
@@ -67,6 +68,32 @@ def _matrix(frames: Frames) -> Table:
         table.add_row(escape(str(pair)), *cells)
     table.caption = "; ".join(f"{name} {promise}" for name, promise in PROPERTIES.items())
     return table
+
+
+def _print_comparisons(console: Console, comparisons: Sequence[dict[str, Any]]) -> None:
+    """What differs by more than noise, over all cases of a model; of the rest, how much there is."""
+    if not comparisons:
+        _line(console, "[dim]no noise was measured, so nothing is said of all cases together: --calibrate N does[/]")
+        return
+    table = _table("Beyond noise, over cases", "model", "pair", "stage", "effect (95 %)", "floor", "q", "why")
+    for row in comparisons:
+        if row["verdict"] == "differ":
+            effect = f"{row['effect']:.2g} ({row['ci_low']:.2g} to {row['ci_high']:.2g}) {row['unit']}"
+            pair = f"{row['left']} - {row['right']}"
+            words = (
+                row["model"],
+                pair,
+                row["stage"],
+                effect,
+                f"{row['floor']:.2g}",
+                f"{row['q_value']:.2g}",
+                row["reason"],
+            )
+            table.add_row(*map(escape, words))
+    if table.rows:
+        console.print(table)
+    counts = [sum(row["verdict"] == kind for row in comparisons) for kind in VERDICTS]
+    _line(console, f"over cases: {', '.join(m.format(n) for m, n in zip(_MARKS.values(), counts, strict=True))}")
 
 
 def _print_findings(console: Console, findings: Sequence[dict[str, Any]], cases: int) -> None:

@@ -94,6 +94,7 @@ TABLES = {
         **dict.fromkeys(("kl_mean", "kl_p50", "kl_p99", "kl_p99_9", "kl_max"), _REAL),
         **dict.fromkeys(("logprob_mean", "logprob_p99", "logprob_max"), _REAL),
         "kl_histogram": _TEXT,
+        "feature_max": _REAL,
     },
     "comparisons": {
         **dict.fromkeys(("model", "property", "stage"), _TEXT),

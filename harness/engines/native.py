@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
+from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
 from harness.engines.inputs import Sample, read_singly, step, with_changed_tensor
 from harness.native import Gemma4, Prepared, Recorder, Video, read_chat_style, render_chat
 from harness.native.config_media import AudioTowerConfig
@@ -41,14 +41,18 @@ class Negation:
 class NativeEngine:
     """Our own Gemma 4: shares no code with what it judges."""
 
+    def __init__(self, dtype: str = "") -> None:
+        """`dtype` overrides the run's: in float64 it is the anchor by which rounding is measured."""
+        self.own_dtype = chosen("dtype", dtype, ("", "float64", "float32", "bfloat16", "float16"))
+
     def versions(self) -> dict[str, str]:
         """Packages that the result depends on."""
         return package_versions("gemma4-conformance", "torch", "tokenizers", "pillow", "numpy")
 
     def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
         """Load a checkpoint; a missing tensor raises."""
-        self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
-        self.model = Gemma4.load(checkpoint, dtype=getattr(torch, dtype), device=device)
+        self.checkpoint, self.dtype, self.device = checkpoint, self.own_dtype or dtype, device
+        self.model = Gemma4.load(checkpoint, dtype=getattr(torch, self.dtype), device=device)
         report = self.model.report
         return LoadReport(missing=report.missing, unexpected=report.unexpected, unused=report.unused)
 
