@@ -154,6 +154,16 @@ class Fleet:
 
     def submit(self, case: Case, *, calibrates: bool = False) -> Flight:
         """Draw a case's media once and hand it, and its probe, to every worker's queue."""
+        flight, plain = Flight(case, calibrates), self.request(case)
+        voters, beside = list(self.subjects), list(self.beside) if calibrates or self.options.deep else []
+        runs = [(name, False) for name in (*voters, *beside)] + [(name, True) for name in voters if case.probe]
+        for name, probe in runs:
+            arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
+            flight.futures.append(self.ask(name, replace(plain, arrays_path=arrays_path, probe=probe)))
+        return flight
+
+    def request(self, case: Case) -> Request:
+        """A plain run of a case, its media drawn; it still needs a place for its arrays."""
         companion = case.probe.companion if case.probe else ()
         drawn = media_arrays(case.parts) | media_arrays(companion, "companion.")
         media_path = ""
@@ -162,14 +172,7 @@ class Fleet:
             save_file(drawn, media_path)
         template = self.template if case.form == "chat" else ""
         words = texts(case, template, waves=self.waves)
-        flight = Flight(case, calibrates)
-        plain = Request(case, media_path=media_path, arrays_path="", deep=self.options.deep, **words)
-        voters, beside = list(self.subjects), list(self.beside) if calibrates or self.options.deep else []
-        runs = [(name, False) for name in (*voters, *beside)] + [(name, True) for name in voters if case.probe]
-        for name, probe in runs:
-            arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
-            flight.futures.append(self.ask(name, replace(plain, arrays_path=arrays_path, probe=probe)))
-        return flight
+        return Request(case, media_path=media_path, arrays_path="", deep=self.options.deep, **words)
 
     def ask(self, name: str, request: Request) -> Future[Observation]:
         """What a subject makes of a request; of one that is absent, why."""

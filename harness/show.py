@@ -19,6 +19,7 @@ from harness.hunt import Shrunk
 from harness.replay import Replayed
 from harness.schema import PROPERTIES, Case
 from harness.sweep import Swept
+from harness.transplant import Graft, Transplant
 from reports.frames import VERDICTS, Frames, agreement
 
 _MARKS = dict(zip(VERDICTS, ("[green]{} agree[/]", "[red]{} differ[/]", "[dim]{} n/c[/]"), strict=True))
@@ -179,6 +180,13 @@ def explained(console: Console, result: Explanation) -> None:
     for subject, outcome in result.outcomes.items():
         if outcome != "ok":
             _line(console, f"[yellow]{escape(subject)}[/] {escape(outcome)}")
+    evidence = result.evidence
+    _line(console, f"who is wrong: [bold]{escape(evidence.wrong)}[/]")
+    for reason in evidence.reasons:
+        _line(console, f"  {escape(reason)}")
+    for moved in result.transplants:
+        if moved.main is not None:
+            console.print(_transplanted(moved, moved.main))
     for pair in result.pairs:
         console.print(_stages(pair))
         for role in pair.roles:
@@ -188,12 +196,24 @@ def explained(console: Console, result: Explanation) -> None:
             )
 
 
+def _transplanted(moved: Transplant, main: Graft) -> Table:
+    """Which share of a KL enters at which stage; stages at which nothing does are left out."""
+    title = f"{moved.other} put into native: {main.enters:.0%} of the KL of {moved.kl:.2g} nats enters at {main.stage}"
+    table = _table(title, "with stages up to", "KL left, nats", "removed", "enters here")
+    for graft in moved.grafts:
+        if abs(graft.enters) >= 0.005:
+            table.add_row(graft.stage, f"{graft.kl_left:.2g}", f"{graft.removed:.1%}", f"{graft.enters:.1%}")
+    return table
+
+
 def _stages(pair: PairExplanation) -> Table:
     first = f"first beyond its limit: {pair.first}" if pair.first else "no stage beyond its limit"
-    table = _table(f"{pair.left} - {pair.right}: {first}", "stage", "largest abs.", "rel.", "x before", "measured")
+    enters = f", beyond noise: {pair.enters}" if pair.enters else ""
+    columns = ("stage", "largest abs.", "rel.", "x before", "noise", "measured")
+    table = _table(f"{pair.left} - {pair.right}: {first}{enters}", *columns)
     colours = {"agree": "green", "differ": "red"}
     for row in pair.stages:
-        numbers = ["" if n is None else f"{n:.3g}" for n in (row.max_absolute, row.max_relative, row.growth)]
+        numbers = ["" if n is None else f"{n:.3g}" for n in (row.max_absolute, row.max_relative, row.growth, row.noise)]
         sign = "<=" if row.verdict == "agree" else ">"
         judged = row.detail if row.measured is None else f"{row.measured:.3g} {row.unit} {sign} {row.limit or 0:g}"
         table.add_row(row.stage, *numbers, f"[{colours.get(row.verdict, 'dim')}]{row.verdict}[/] {escape(judged)}")

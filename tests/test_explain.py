@@ -47,7 +47,8 @@ def explained(*sides: Side, verdicts: tuple[Verdict, ...] = (), case: Case = CAS
     arrays = {"kl/hf/vllm": np.array([0.0, 1e-3, 2.0, 4.0]), "roles": np.array([0, 2, 2, 5], np.int8)}
     observations = tuple(entry.observation for entry in sides)
     found = Result(case, observations, verdicts, (), {}, arrays, sides)
-    campaign: Any = SimpleNamespace(run=lambda _: iter([found]), workers=SimpleNamespace(versions={}))
+    workers = SimpleNamespace(versions={})
+    campaign: Any = SimpleNamespace(run=lambda _: iter([found]), workers=workers, context=None)
     return explain(Target("capsule.json", case, FINDING), campaign)
 
 
