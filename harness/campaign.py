@@ -155,7 +155,8 @@ class Fleet:
     def submit(self, case: Case, *, calibrates: bool = False) -> Flight:
         """Draw a case's media once and hand it, and its probe, to every worker's queue."""
         flight, plain = Flight(case, calibrates), self.request(case)
-        voters, beside = list(self.subjects), list(self.beside) if calibrates or self.options.deep else []
+        anchored = calibrates and case.probe is not None and case.probe.kind == "batch"  # Once is enough.
+        voters, beside = list(self.subjects), list(self.beside) if anchored or self.options.deep else []
         runs = [(name, False) for name in (*voters, *beside)] + [(name, True) for name in voters if case.probe]
         for name, probe in runs:
             arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
@@ -278,7 +279,7 @@ class Campaign:
         flying: deque[Flight] = deque()
         for case in cases:
             wanted = self.locate(case.model), case.dtype or self.workers.options.dtype
-            if wanted != self.workers.loaded:
+            if wanted != self.workers.loaded or self._context is None:
                 while flying:
                     yield self._finish(flying.popleft(), started)
                 self._load(*wanted)

@@ -72,11 +72,11 @@ def warm(
     with tempfile.TemporaryDirectory() as logs, fleet(resolve(subjects), options, Path(logs), others) as workers:
         campaign = Campaign(workers, locate, load_deviations())
         for entry in targets:
-            campaign.kl_limits |= _measured_limit(entry)
+            campaign.kl_limits |= measured_limit(entry)
         yield campaign
 
 
-def _measured_limit(entry: Target) -> dict[tuple[str, str], float]:
+def measured_limit(entry: Target) -> dict[tuple[str, str], float]:
     """The limit of a finding of KL, which calibration may have set, by model and compute type."""
     finding, dtype = entry.finding, entry.case.dtype or entry.dtype
     if finding is None or finding.unit != "nats" or not finding.limit or finding.stage == "logprobs":

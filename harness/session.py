@@ -61,6 +61,11 @@ class Plan:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     @property
+    def calibrates(self) -> bool:
+        """Whether noise is measured: some is asked for, and a property is that is compared with it."""
+        return bool(self.calibrate and {"P6", "P7"} & {*self.properties})
+
+    @property
     def options(self) -> Options:
         """How subjects are run."""
         return Options(self.dtype, self.device, self.timeout_s, self.properties)
@@ -146,34 +151,39 @@ def carry_out(run: RunStore, plan: Plan, watch: Watch) -> None:
     """Run every case that has no rows yet, keeping each result; Ctrl-C keeps what is finished."""
     with locked(run):
         run.discard_unfinished_parts()
-        finished = run.finished()
-        remaining = [case for case in run.cases() if case.id not in finished]
-        deviations = load_deviations() if plan.deviations else []
-        calibrations = _calibrations(run, plan)
-        calibrating = {case.id for cases in calibrations.values() for case in cases}
-        beside = calibration.beside() if calibrations else []
+        beside = calibration.beside() if plan.calibrates else []
         with fleet(resolve(plan.subjects), plan.options, run.path / "logs", beside) as workers:
-            watch(Progress("starting", len(finished), len(finished) + len(remaining), ", ".join(plan.subjects)))
-            campaign = Campaign(workers, locate, deviations)
-            keeper, number = Keeper(run, plan, workers), len(finished)
-            calibrator = calibration.Calibrator(campaign, run.frame("noise").to_dict("records"))
-            try:
-                for result in campaign.run(calibration.before(remaining, calibrations), calibrating):
-                    if result.case.id in calibrating:
-                        keeper.run.append({"noise": calibrator.take(result)})
-                        continue
-                    keeper.keep(result)
-                    number += 1
-                    watch(Progress("case", number, len(finished) + len(remaining), result.case.model))
-            finally:
-                _close_header(run, workers, campaign)
-        if remaining:
-            run.append({"comparisons": comparisons.of_run(run, plan.dtype, plan.device)})
+            run_on(workers, run, plan, watch)
+
+
+def run_on(workers: Fleet, run: RunStore, plan: Plan, watch: Watch) -> None:
+    """Measure noise and run what remains on workers that are there, then say what all cases together come to."""
+    finished, cases, calibrations = run.finished(), run.cases(), _calibrations(run, plan)
+    remaining = [case for case in cases if case.id not in finished]
+    calibrating = {case.id for drawn in calibrations.values() for case in drawn}
+    number, total = len(finished), len(cases)
+    watch(Progress("starting", number, total, ", ".join(plan.subjects)))
+    campaign = Campaign(workers, locate, load_deviations() if plan.deviations else [])
+    calibrator = calibration.Calibrator(campaign, run.frame("noise").to_dict("records"))
+    keeper = Keeper(run, plan, workers)
+    try:
+        for result in campaign.run(calibration.before(remaining, calibrations), calibrating):
+            if result.case.id in calibrating:
+                if rows := calibrator.take(result):
+                    run.append({"noise": rows})
+                continue
+            keeper.keep(result)
+            number += 1
+            watch(Progress("case", number, total, result.case.model))
+    finally:
+        _close_header(run, workers, campaign)
+    if plan.calibrates and run.frame("comparisons").empty:
+        run.append({"comparisons": comparisons.of_run(run, plan.dtype, plan.device)})
 
 
 def _calibrations(run: RunStore, plan: Plan) -> dict[str, list[Case]]:
     """Model -> the cases by which its noise is measured, of the models of which nothing is known yet."""
-    if not plan.calibrate or not {"P6", "P7"} & {*plan.properties}:
+    if not plan.calibrates:
         return {}
     cases, measured = run.cases(), set(run.frame("noise")["model"])
     known, models = {case.id for case in cases}, dict.fromkeys(case.model for case in cases)

@@ -13,18 +13,20 @@ from typing import Any
 import pytest
 
 from benchmarks.faulty import VARIABLE
-from harness import calibration, session
+from harness import calibration, replay, session
 from harness.calibration import kl_limit
 from harness.campaign import Campaign, Options, fleet
 from harness.comparators import Limits
 from harness.comparisons import of_run
 from harness.environments import SUBJECTS, Subject
-from harness.schema import Case, Part
+from harness.replay import Target
+from harness.schema import Case, Finding, Part
 from harness.session import Plan, carry_out, locate
 from harness.store import RunStore
 
 ROOT = Path(__file__).parent.parent
 PAIR = {"left": "hf", "right": "vllm"}
+PAIRED = "hf", "vllm"
 
 
 def noise(case: str, kl: float, kind: str = "repeat", subject: str = "hf") -> dict[str, Any]:
@@ -164,15 +166,25 @@ def test_native_agrees_with_itself_and_not_with_a_faulty_copy(tmp_path: Path, mo
     assert len(run.frame("comparisons")) == 3, "a finished run that is resumed says nothing twice"
 
 
-@pytest.mark.engines
 def test_a_measured_limit_judges_a_case(tmp_path: Path) -> None:
-    """A known limit takes the place of the provisional one, for its model and type alone."""
+    """A known limit takes the place of the provisional one, for its model and type alone; equal states are 0 apart."""
     case = Case("tiny-31b", (Part(text="some words to read"),), dtype="bfloat16")
-    beside = [SUBJECTS["native"], SUBJECTS["native-float64"]]
-    with fleet(beside, Options(properties=("P6",)), tmp_path) as workers:
+    path = {"PYTHONPATH": str(ROOT)}
+    fakes = [Subject(name, "tests.fake_engine:FakeEngine", sys.executable, path) for name in ("fake-a", "fake-b")]
+    with fleet(fakes, Options(properties=("P6",)), tmp_path) as workers:
         campaign = Campaign(workers, locate)
+        campaign.kl_limits["tiny-31b", "float32"] = -1.0
         (plain,) = campaign.run([case])
-        campaign.kl_limits["tiny-31b", "bfloat16"] = 1e-12
+        campaign.kl_limits["tiny-31b", "bfloat16"] = -1.0
         (sharp,) = campaign.run([case])
     judged = [next(v for v in r.verdicts if v.stage == "hidden") for r in (plain, sharp)]
-    assert [(verdict.verdict, verdict.limit) for verdict in judged] == [("agree", 2.0), ("differ", 1e-12)]
+    assert [(verdict.verdict, verdict.limit) for verdict in judged] == [("agree", 2.0), ("differ", -1.0)]
+
+
+def test_a_replayed_finding_is_judged_by_its_own_limit() -> None:
+    """What calibration was sharp enough to see is seen again; no limit is blunter than the provisional one."""
+    case = Case("tiny-31b", (Part(text="x"),), dtype="bfloat16")
+    finding = Finding("f", "P6/hidden/vllm", "P6", "hidden", PAIRED, "vllm", "tiny-31b", case.id, 0.5, 0.2, "nats", "")
+    assert replay.measured_limit(Target("x", case, finding)) == {("tiny-31b", "bfloat16"): 0.2}
+    assert replay.measured_limit(Target("x", case, replace(finding, limit=5.0))) == {("tiny-31b", "bfloat16"): 2.0}
+    assert replay.measured_limit(Target("x", case, replace(finding, unit="soft tokens"))) == {}
