@@ -57,10 +57,6 @@ def _twin(name: str) -> Subject:
     return replace(SUBJECTS[name], name=f"{name}-again", env={"OMP_NUM_THREADS": "2"})
 
 
-def _rows(run: RunStore) -> list[dict[str, Any]]:
-    return run.frame("comparisons").to_dict("records")
-
-
 def null(engine: str, campaigns: int, dtype: str) -> list[dict[str, Any]]:
     """An engine beside itself: for each campaign its model, seed, comparisons, and findings that nothing explains."""
     subjects = [SUBJECTS[engine], _twin(engine)]
@@ -74,9 +70,13 @@ def null(engine: str, campaigns: int, dtype: str) -> list[dict[str, Any]]:
             run_on(workers, run, plan, lambda _: None)
             findings = run.frame("findings")
             entry = {
-                "engine": engine, "dtype": dtype, "model": plan.models[0], "seed": plan.seed, "comparisons": _rows(run),
+                "engine": engine,
+                "dtype": dtype,
+                "model": plan.models[0],
+                "seed": plan.seed,
+                "comparisons": run.rows("comparisons"),
                 "findings": findings.loc[findings["deviation"] == "", "signature"].tolist(),
-            }  # fmt: skip
+            }
             found.append(entry)
             print(_null_words(entry), flush=True)
     return found
@@ -99,7 +99,7 @@ def power(tensor: str, part: float, dtype: str) -> dict[str, Any]:
     with _workers([SUBJECTS["native"], changed], plan) as (workers, scratch):
         run = RunStore.create(scratch / "store", {"plan": plan}, drawn)
         run_on(workers, run, plan, lambda _: None)
-        entry = {"tensor": tensor, "part": part, "dtype": dtype, "comparisons": _rows(run)}
+        entry = {"tensor": tensor, "part": part, "dtype": dtype, "comparisons": run.rows("comparisons")}
     print(*_power_lines([entry]), sep="\n", flush=True)
     return entry
 

@@ -173,7 +173,7 @@ class Fleet:
             save_file(drawn, media_path)
         template = self.template if case.form == "chat" else ""
         words = texts(case, template, waves=self.waves)
-        return Request(case, media_path=media_path, arrays_path="", deep=self.options.deep, **words)
+        return Request(case, media_path=media_path, arrays_path="", probe=False, deep=self.options.deep, **words)
 
     def ask(self, name: str, request: Request) -> Future[Observation]:
         """What a subject makes of a request; of one that is absent, why."""
@@ -295,10 +295,8 @@ class Campaign:
         audit = "P8" in self.workers.options.properties
         self.workers.load(directory, dtype, audit=audit)
         voters = self.workers.subjects
-        reports, refused = (
-            {name: found for name, found in told.items() if name in voters}
-            for told in (self.workers.reports, self.workers.refused)
-        )
+        reports = {name: report for name, report in self.workers.reports.items() if name in voters}
+        refused = {name: words for name, words in self.workers.refused.items() if name in voters}
         self._loaded = list(check_loaded(reports, refused)) if audit else []
         self._context = Context(
             checkpoint.media_tokens,

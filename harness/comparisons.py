@@ -87,24 +87,27 @@ class Sample:
 
 def of_run(run: RunStore, dtype: str, device: str) -> list[dict[str, Any]]:
     """The comparisons of a finished run, those that differ first; none where no noise was measured."""
-    noise = run.frame("noise")
-    if noise.empty:
+    noise = run.rows("noise")
+    if not noise:
         return []
     samples = [sample for measure in MEASURES for sample in _samples(run, noise, measure, dtype, device)]
     rows = judged(samples)
     return [vars(row) for row in sorted(rows, key=lambda row: row.verdict != "differ")]
 
 
-def _samples(run: RunStore, noise: pd.DataFrame, measure: Measure, dtype: str, device: str) -> Iterator[Sample]:
+def _samples(
+    run: RunStore, noise: Sequence[Mapping[str, Any]], measure: Measure, dtype: str, device: str
+) -> Iterator[Sample]:
     """One for each model and pair that was compared at a stage in the run's own type."""
     cases, verdicts, findings = (run.frame(table) for table in ("cases", "verdicts", "findings"))
     own = verdicts[verdicts["case_id"].isin(cases.loc[cases["dtype"] == "", "case_id"])]
     own = own[(own["property"] == measure.property) & (own["stage"] == measure.stage)]
     numbers = _numbers(run, own, measure)
     known_causes = _causes(findings[findings["property"].isin(measure.causes)])
-    for (model, left, right), group in own.groupby(["model", "left", "right"], sort=False):
+    for named, group in own.groupby(["model", "left", "right"], sort=False):
+        model, left, right = map(str, named)
         known = {case: numbers[case, left, right] for case in group["case_id"] if (case, left, right) in numbers}
-        noises, left_out = _noises(noise[noise["model"] == model], (left, right), measure, dtype)
+        noises, left_out = _noises([row for row in noise if row["model"] == model], (left, right), measure, dtype)
         row = Row(model, measure.property, measure.stage, left, right, dtype, device, measure.unit, len(known))
         if noises:
             row = replace(row, floor=measure.factor * max(noises))
@@ -134,12 +137,14 @@ def _causes(findings: pd.DataFrame) -> dict[str, list[tuple[set[str], str]]]:
     return causes
 
 
-def _noises(noise: pd.DataFrame, pair: tuple[str, str], measure: Measure, dtype: str) -> tuple[tuple[float, ...], int]:
+def _noises(
+    noise: Sequence[Mapping[str, Any]], pair: tuple[str, str], measure: Measure, dtype: str
+) -> tuple[tuple[float, ...], int]:
     """The noise of each calibration case that has all it takes, and how many rows were findings instead.
 
     It takes native's distance from its own float64 and either subject's distance from itself.
     """
-    rows = [row for row in noise.to_dict("records") if row["kind"] == "anchor" or row["subject"] in pair]
+    rows = [row for row in noise if row["kind"] == "anchor" or row["subject"] in pair]
     kept = [row for row in sound(rows, dtype) if pd.notna(row[measure.noise])]
     found = []
     for case in dict.fromkeys(row["case_id"] for row in kept):

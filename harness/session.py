@@ -164,7 +164,7 @@ def run_on(workers: Fleet, run: RunStore, plan: Plan, watch: Watch) -> None:
     number, total = len(finished), len(cases)
     watch(Progress("starting", number, total, ", ".join(plan.subjects)))
     campaign = Campaign(workers, locate, load_deviations() if plan.deviations else [])
-    calibrator = calibration.Calibrator(campaign, run.frame("noise").to_dict("records"))
+    calibrator = calibration.Calibrator(campaign, run.rows("noise"))
     keeper = Keeper(run, plan, workers)
     try:
         for result in campaign.run(calibration.before(remaining, calibrations), calibrating):

@@ -246,6 +246,10 @@ class RunStore:
             frame: pd.DataFrame = connection.read_parquet(files, union_by_name=True).df()
         return frame
 
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """A whole table as one mapping a row."""
+        return [{str(column): value for column, value in row.items()} for row in self.frame(table).to_dict("records")]
+
     def finished(self) -> set[str]:
         """Ids of the cases that have their rows."""
         return set(self.frame("cases")["case_id"])
