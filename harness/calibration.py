@@ -58,6 +58,11 @@ def drawn(model: str, count: int, seed: int, known: Collection[str]) -> list[Cas
     return found
 
 
+def key(case: Case) -> str:
+    """What the rows of a calibration case are kept by: the id of the case without its probe."""
+    return replace(case, probe=None).id
+
+
 def before(run: Sequence[Case], calibrations: Mapping[str, Sequence[Case]]) -> Iterator[Case]:
     """The cases of a run, those that calibrate a model in front of its first."""
     waiting = dict(calibrations)
@@ -83,7 +88,7 @@ class Calibrator:
         first, self._first = self._first, None
         options = self.campaign.workers.options
         keys = {
-            "case_id": replace(first.case, probe=None).id,
+            "case_id": key(first.case),
             "model": first.case.model,
             "dtype": options.dtype,
             "device": options.device,

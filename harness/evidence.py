@@ -54,10 +54,10 @@ def distances(result: Result, context: Context) -> list[Distance]:
     return [Distance(name, kl, kl / own) for name, kl in told.items() if kl is not None]
 
 
-def weigh(result: Result, finding: Finding | None, known: Sequence[Distance], limits: Limits) -> Evidence:
-    """What the evidence says of a case, of one finding of it if that is given."""
+def weigh(result: Result, found: Sequence[Finding], known: Sequence[Distance], limits: Limits) -> Evidence:
+    """What the evidence says of a case and of the findings of it that are asked about."""
     voters = [side for side in result.sides if not side.observation.probe and side.observation.outcome == "ok"]
-    votes = _votes([finding] if finding else result.findings)
+    votes = _votes(found)
     counted = _miscounted(result.case, voters)
     told = [entry for entry in known if any(side.name == entry.subject for side in voters)]
     far, near = ([e.subject for e in told if e.far is is_far and e.kl > 0] for is_far in (True, False))

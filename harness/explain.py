@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.calibration import ANCHOR, ROUNDING
+from harness.calibration import ANCHOR, FACTOR, ROUNDING
 from harness.campaign import Campaign, Result
 from harness.comparators import Limits, Side
 from harness.comparators.features import relative_row_errors
-from harness.evidence import Evidence, distances, weigh
-from harness.replay import Replayed, Target, replayed
+from harness.evidence import Distance, Evidence, distances, weigh
+from harness.replay import Replayed, Target, absent_subjects, replayed, same_finding
 from harness.schema import ROLES, Case, Finding, Verdict
 from harness.transplant import Transplant, all_of
 
@@ -120,8 +120,8 @@ def explain(entry: Target, campaign: Campaign) -> Explanation:
         {_label(side, entry.case): _outcome(side) for side in result.sides},
         campaign.workers.versions,
         tuple(_pair(left, right, result, limits, noise) for left, right in _paired(result.sides)),
-        weigh(result, again.findings[0] if again.status == "FAILED" else None, known, limits),
-        tuple(_transplants(result, plain, campaign)) if noise else (),
+        weigh(result, _asked_about(entry, result), known, limits),
+        tuple(_transplants(result, plain, known, campaign)),
         result.arrays,
     )
 
@@ -135,9 +135,23 @@ def _noise(plain: Mapping[str, Side]) -> dict[str, float]:
     return {stage: _largest([_relative(a, b) for a, b in arrays]) for stage, arrays in shared.items() if arrays}
 
 
-def _transplants(result: Result, plain: Mapping[str, Side], campaign: Campaign) -> list[Transplant]:
+def _asked_about(entry: Target, result: Result) -> Sequence[Finding]:
+    """The finding of the target as it is now, if it is still there; of a case without one, whatever it has."""
+    if entry.finding is None:
+        return result.findings
+    same = same_finding(entry.finding, result.findings, absent_subjects(entry.finding, result))
+    return [same] if same else []
+
+
+def _transplants(
+    result: Result, plain: Mapping[str, Side], known: Sequence[Distance], campaign: Campaign
+) -> list[Transplant]:
+    """Of the subjects whose KL from native is more than rounding explains: of the others there is nothing to say."""
+    floor = FACTOR * next((entry.kl for entry in known if entry.subject == ROUNDING), 0.0)
+    if not floor:
+        return []
     voters = [plain[name] for name in plain if name not in (ROUNDING, ANCHOR)]
-    return all_of(result.case, voters, plain[ROUNDING], campaign.workers, campaign.context)
+    return all_of(result.case, voters, plain[ROUNDING], floor, campaign.workers, campaign.context)
 
 
 def _outcome(side: Side) -> str:

@@ -182,16 +182,16 @@ def run_on(workers: Fleet, run: RunStore, plan: Plan, watch: Watch) -> None:
 
 
 def _calibrations(run: RunStore, plan: Plan) -> dict[str, list[Case]]:
-    """Model -> the cases by which its noise is measured, of the models of which nothing is known yet."""
+    """Model -> the cases by which its noise is measured, without those that were measured already."""
     if not plan.calibrates:
         return {}
-    cases, measured = run.cases(), set(run.frame("noise")["model"])
+    cases, measured = run.cases(), set(run.frame("noise")["case_id"])
     known, models = {case.id for case in cases}, dict.fromkeys(case.model for case in cases)
-    return {
+    drawn = {
         model: calibration.drawn(model, plan.calibrate, plan.seed + _SEED_STEP * k, known)
         for k, model in enumerate(models)
-        if model not in measured
     }
+    return {model: [case for case in own if calibration.key(case) not in measured] for model, own in drawn.items()}
 
 
 def _close_header(run: RunStore, workers: Fleet, campaign: Campaign) -> None:

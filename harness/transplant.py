@@ -69,10 +69,12 @@ def mean_kl(one: Side, other: Side, context: Context) -> float | None:
     return float(diverge(states, context.head, ("",) * len(ids))[0, 1].kl_left_right.mean())
 
 
-def transplant(case: Case, other: Side, native: Side, workers: Fleet, context: Context) -> Transplant | None:
-    """Put each stage of `other` into native and measure; None where the two cannot be compared at all."""
+def transplant(
+    case: Case, other: Side, native: Side, workers: Fleet, context: Context, floor: float = 0.0
+) -> Transplant | None:
+    """Put each stage of `other` into native and measure; None where they are not comparable, or within `floor` nats."""
     whole = mean_kl(other, native, context)
-    if whole is None or not np.isfinite(whole) or whole <= 0:
+    if whole is None or not np.isfinite(whole) or whole <= floor:
         return None
     request, grafts, given, before = workers.request(case), [], dict[str, Array](), 0.0
     path, arrays_path = (str(workers.scratch / f"{case.id}.graft.{end}") for end in ("in", "out"))
@@ -99,7 +101,9 @@ def _fitting(stage: str, other: Side, native: Side) -> dict[str, Array]:
     return {name: other.arrays[name] for name in names if shapes.get(name) == other.arrays[name].shape}
 
 
-def all_of(case: Case, sides: Sequence[Side], native: Side, workers: Fleet, context: Context) -> list[Transplant]:
-    """Every other plain side put into native."""
-    found = (transplant(case, side, native, workers, context) for side in sides if side.name != native.name)
+def all_of(
+    case: Case, sides: Sequence[Side], native: Side, floor: float, workers: Fleet, context: Context
+) -> list[Transplant]:
+    """Every side put into native that is more than `floor` nats from it."""
+    found = (transplant(case, side, native, workers, context, floor) for side in sides)
     return [entry for entry in found if entry is not None]

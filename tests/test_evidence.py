@@ -37,7 +37,7 @@ def result(*sides: Side, beside: tuple[Side, ...] = ()) -> Result:
 
 def test_hf_is_wrong_where_only_vllm_is_near_the_anchor() -> None:
     """Two subjects have no majority; the one that float64 does not confirm is wrong, and be it the reference."""
-    found = weigh(result(side("hf"), side("vllm")), FINDING, [FAR, NEAR, OWN], LIMITS)
+    found = weigh(result(side("hf"), side("vllm")), [FINDING], [FAR, NEAR, OWN], LIMITS)
     assert found.wrong == "hf"
     assert any("hf beyond what rounding does" in reason for reason in found.reasons)
 
@@ -46,24 +46,24 @@ def test_nobody_is_accused_without_evidence() -> None:
     """Negative controls: both near, both far, or no anchor at all."""
     sides = result(side("hf"), side("vllm"))
     for known in ([replace(NEAR, subject="hf"), NEAR, OWN], [FAR, replace(FAR, subject="vllm"), OWN], []):
-        assert weigh(sides, FINDING, known, LIMITS).wrong == "undecided"
+        assert weigh(sides, [FINDING], known, LIMITS).wrong == "undecided"
 
 
 def test_votes_come_before_distance_and_the_anchor_does_not_judge_its_own() -> None:
     """Where native is the odd one out, its own code in float64 confirms only itself, and says nothing."""
     odd = replace(FINDING, suspect="native", subjects=("hf", "vllm", "native"))
     known = [FAR, replace(FAR, subject="vllm"), OWN]
-    found = weigh(result(side("hf"), side("vllm"), side("native")), odd, known, LIMITS)
+    found = weigh(result(side("hf"), side("vllm"), side("native")), [odd], known, LIMITS)
     assert found.wrong == "native"
     assert "distances say nothing here" in found.reasons[-1]
 
 
 def test_arithmetic_decides_counts() -> None:
     """255 rows where both rules give 256 are wrong whoever has them; 256 are right."""
-    found = weigh(result(side("hf", rows=255), side("vllm")), FINDING, [], LIMITS)
+    found = weigh(result(side("hf", rows=255), side("vllm")), [FINDING], [], LIMITS)
     assert found.wrong == "hf"
     assert "exact arithmetic gives 256 soft tokens, hf predicts 255 and has 255 rows" in found.reasons
-    assert weigh(result(side("hf"), side("vllm")), FINDING, [], LIMITS).wrong == "undecided"
+    assert weigh(result(side("hf"), side("vllm")), [FINDING], [], LIMITS).wrong == "undecided"
 
 
 def test_distance_is_kl_from_the_anchor_in_units_of_natives_own() -> None:
