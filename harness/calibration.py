@@ -27,8 +27,11 @@ ROUNDING, ANCHOR = "native", "native-float64"
 FACTOR = 4.0
 """Two sides that are each sqrt(d) from the truth may be 2 sqrt(d), so 4 d, apart: KL is like a squared distance."""
 
-SPARE = 2.0
-"""How far beyond the floor a reduced type's limit lets one case be: it is one of thousands, not of twenty."""
+SPARE = 8.0
+"""How far beyond the floor a reduced type's limit lets one case be: it is one of thousands, not of twenty.
+
+The largest KL of a case has a long tail: over 180 cases in bfloat16 it was up to 7 times that of six calibration cases.
+"""
 
 _CHUNK = 16
 """Tokens of a chunk; long prompts get longer ones."""
