@@ -111,7 +111,7 @@ def explain(
     console = Console(stderr=json_output)
     names = chosen_subjects(subjects, console) or entry.subjects
     built(names, console)
-    with console.status("running subjects", spinner="dots"), warm([entry], names) as campaign:
+    with console.status("running subjects", spinner="dots"), warm([entry], names, deep=True) as campaign:
         explained = explaining.explain(entry, campaign)
     document = plain({name: value for name, value in vars(explained).items() if name != "arrays"})
     show.explained(console, explained)

@@ -101,6 +101,7 @@ TABLES = {
         **dict.fromkeys(("kl_mean", "kl_p50", "kl_p99", "kl_p99_9", "kl_max"), _REAL),
         **dict.fromkeys(("logprob_mean", "logprob_p99", "logprob_max"), _REAL),
         "kl_histogram": _TEXT,
+        "feature_max": _REAL,
     },
     "comparisons": {
         **dict.fromkeys(("model", "property", "stage"), _TEXT),
@@ -251,6 +252,10 @@ class RunStore:
         with duckdb.connect() as connection:
             frame: pd.DataFrame = connection.read_parquet(files, union_by_name=True).df()
         return frame
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """A whole table as one mapping a row."""
+        return [{str(column): value for column, value in row.items()} for row in self.frame(table).to_dict("records")]
 
     def finished(self) -> set[str]:
         """Ids of the cases that have their rows."""

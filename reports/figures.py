@@ -131,6 +131,11 @@ def stage_errors(pairs: Sequence[Mapping[str, Any]]) -> Markup:
                 hovertemplate=hover,
             )
         )
+    noise = {row["stage"]: row["noise"] for pair in pairs for row in pair["stages"] if row["noise"]}
+    if noise:
+        line = {"color": LIMIT_COLOUR, "width": 1.5, "dash": "dash"}
+        hover = "rounding alone, %{x}<br>%{y:.3g}<extra></extra>"
+        figure.add_trace(go.Scatter(x=[*noise], y=[*noise.values()], mode="lines", line=line, hovertemplate=hover))
     figure.update_yaxes(type="log", exponentformat="power")
     figure.update_xaxes(categoryorder="array", categoryarray=stages)
     return _json(figure.update_layout(height=300))

@@ -201,6 +201,10 @@ class VllmEngine:
         """Score the prompt: one prefill and one sampled token, which is not used; or what its probe does instead."""
         if self.broken:
             self.start(self.checkpoint, self.dtype)
+        with self.tap.depth() if request.deep else nullcontext():
+            return self._run(request, arrays)
+
+    def _run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
         self.tap.clear()
         media = Media.of(request.case.parts, arrays)
         if request.probe:
@@ -256,6 +260,8 @@ class VllmEngine:
         recording.add("prompt_ids", np.array(ids, dtype=np.int64))
         recording.add("hidden", self.tap.hidden)
         recording.add("steps", np.array(self.tap.lengths))
+        for name, pieces in self.tap.stages.items():
+            recording.add(name, torch.cat(pieces))
         if output.prompt_logprobs:
             own = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
             recording.add("logprobs", np.array(own, dtype=np.float32))
