@@ -230,6 +230,10 @@ class RunStore:
         path = self.path / "cases.json"
         return list(validated(list[Case], path.read_bytes(), str(path)))
 
+    def planned(self) -> int:
+        """How many cases the run was started with."""
+        return len(json.loads((self.path / "cases.json").read_bytes()))
+
     def append(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Add the rows of whole cases, all tables or none."""
         parts = self.path / "parts"

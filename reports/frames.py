@@ -96,13 +96,13 @@ def reasons_not_comparable(frames: Frames) -> list[tuple[str, int]]:
 
 
 def kl_maxima(frames: Frames) -> pd.DataFrame:
-    """The largest KL in nats of each case and pair, with the limit it was judged by and whether it has an image."""
+    """The largest KL in nats of each case and pair, with the limit it was judged by and whether it has media."""
     whole = frames.divergences[frames.divergences["role"] == "all"]
     judged = frames.verdicts[(frames.verdicts["property"] == "P6") & (frames.verdicts["stage"] == "hidden")]
     keys = ["case_id", "left", "right"]
     merged = whole.merge(judged[[*keys, "limit"]].drop_duplicates(keys), on=keys, how="left")
-    with_image = frames.cases.loc[frames.cases["images"] > 0, "case_id"]
-    return merged.assign(has_image=merged["case_id"].isin(with_image))
+    media = frames.cases[["images", "audios", "videos"]].fillna(0).sum(axis=1) > 0
+    return merged.assign(has_media=merged["case_id"].isin(frames.cases.loc[media, "case_id"]))
 
 
 def document(frames: Frames) -> dict[str, Any]:

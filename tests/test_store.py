@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_kill_between_merging_and_removing_doubles_nothing(kept: RunStore, mon
         raise killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.shutil, "rmtree", killing)
+        patch.setattr(shutil, "rmtree", killing)
         with pytest.raises(ValueError, match="killed"):
             many(kept, 4)
     assert len(list((kept.path / "parts").iterdir())) == 5
