@@ -20,6 +20,7 @@ from harness.replay import Replayed
 from harness.schema import PROPERTIES, Case
 from harness.sweep import Swept
 from reports.frames import VERDICTS, Frames, agreement
+from reports.history import History
 
 _MARKS = dict(zip(VERDICTS, ("[green]{} agree[/]", "[red]{} differ[/]", "[dim]{} n/c[/]"), strict=True))
 
@@ -48,6 +49,21 @@ def run(console: Console, frames: Frames, document: dict[str, Any], stale: Seque
         f"[bold]{unexpected} unexpected[/], {len(document['findings']) - unexpected} known findings"
     )
     console.print(f"run {document['run_id']}; page:", style="dim")
+    console.print(str(page), soft_wrap=True)
+
+
+def night(console: Console, history: History, page: Path) -> None:
+    """What is new tonight, and the steps that nights before had."""
+    for entry in history.regressions:
+        came = f"; came in: {'; '.join(entry.versions)}" if entry.versions else ""
+        what = f"{entry.what} on {entry.series.model}: {entry.series.name}, {entry.detail}{came}"
+        _line(console, f"[bold red]new[/] {escape(what)}")
+    for step in history.steps:
+        colour = "dim" if step.known else "red" if step.worse else "green"
+        release = "; ".join(step.versions) or "no package changed"
+        what = f"{step.series.name} on {step.series.model} ({release})"
+        _line(console, f"[{colour}]night {step.night + 1}[/] {escape(what)}")
+    console.print(f"{len(history.nights)} nights, [bold]{len(history.regressions)} new tonight[/]; page:")
     console.print(str(page), soft_wrap=True)
 
 

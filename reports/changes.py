@@ -23,9 +23,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import ruptures
-from ruptures.base import BaseCost
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from reports.nights import Night, Point, Series
 
@@ -53,39 +51,23 @@ class Step:
         return (self.after > self.before) == (self.series.worse == "up")
 
 
-class _WeightedMean(BaseCost):  # type: ignore[misc]
-    """Squares around a segment's mean, in units of each night's own error."""
-
-    model = "weighted-mean"
-    min_size = 1
-
-    def fit(self, signal: Any) -> _WeightedMean:
-        self.signal, self.value, self.weight = signal, signal[:, 0], signal[:, 1]
-        return self
-
-    def error(self, start: int, end: int) -> float:
-        value, weight = self.value[start:end], self.weight[start:end]
-        return float((weight * (value - np.average(value, weights=weight)) ** 2).sum())
-
-
 def cuts(values: Any, errors: Any, series: int = 1) -> list[int]:
     """Numbers of the nights at which a series moved, beside so many other series."""
     if len(values) < 2:
         return []
-    signal = np.column_stack([values, np.asarray(errors, dtype=float) ** -2.0])
-    penalty = penalty_of(values, errors, series)
-    found: list[int] = ruptures.Pelt(custom_cost=_WeightedMean(), min_size=1, jump=1).fit(signal).predict(pen=penalty)
-    return found[:-1]
+    from reports.pelt import fewest  # It takes a second to import, which commands without a history need not wait for.
+
+    return fewest(values, errors, penalty_of(values, errors, series))
 
 
 def penalty_of(values: Any, errors: Any, series: int) -> float:
     """What one more cut must be worth, as the head of this file says."""
-    quantile = float(chi2.isf(FALSE_STEPS / (max(series, 1) * (len(values) - 1)), 1))
+    quantile = float(chdtri(1, FALSE_STEPS / (max(series, 1) * (len(values) - 1))))
     if len(values) < _ENOUGH_NIGHTS:
         return quantile
     squares = np.asarray(errors, dtype=float) ** 2
     between = np.diff(values) ** 2 / (squares[:-1] + squares[1:])
-    return quantile * max(1.0, float(np.median(between) / chi2.median(1)))
+    return quantile * max(1.0, float(np.median(between) / chdtri(1, 0.5)))
 
 
 def by_series(nights: Sequence[Night]) -> dict[Series, list[Point | None]]:

@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {"worker", "pool", "campaign", "session", "doctor", "sweep", "replay", "hunt", "explain", "export", "bisect"}
         | {"export_script"}
     ),
-    frozenset({"cli", "cli_capsule", "cli_sweep", "options", "show", "suite", "__main__"}),
+    frozenset({"cli", "cli_capsule", "cli_nightly", "cli_sweep", "options", "show", "suite", "__main__"}),
 )
 """Layer 0 first; a module belongs to the layer of its first name below `harness`."""
 
