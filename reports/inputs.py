@@ -63,68 +63,68 @@ _BYTES = (0, 1, 16, 128, 1_024, 8_192, 10**9)
 
 
 def heats(frames: Frames) -> list[Heat]:
-    """Every map of the page; those of media that no model of the run takes are left out."""
-    return list(_heats(frames, frozenset(frames.findings["case_id"])))
+    """Every map of the page; those of media that the run has none of are left out."""
+    failed = frozenset(frames.findings["case_id"])
+    models = sorted(frames.cases["model"].unique())
+    return [
+        *_of_images(frames.images, failed),
+        *_of_sound_and_video(frames, failed),
+        *_of_prompts(frames.cases, models, failed),
+        _of_properties(frames, models),
+    ]
 
 
-def _heats(frames: Frames, failed: frozenset[str]) -> Iterator[Heat]:
-    cases, images, audios, videos = frames.cases, frames.images, frames.audios, frames.videos
+def _of_images(images: pd.DataFrame, failed: frozenset[str]) -> Iterator[Heat]:
+    ids = list(images["case_id"])
     budgets = [str(budget) for budget in SOFT_TOKEN_BUDGETS]
+    words = "Aspect of images × budget", "width : height, by soft-token budget"
+    places = _aspects(images), images["max_soft_tokens"].map(_whole)
+    yield _heat(words, ids, places, ([name for *_, name in _ASPECTS], budgets), failed)
+    sides = images[["width_px", "height_px"]]
+    (short, names), (long, _) = (_binned(side, _SIDES, "px") for side in (sides.min(axis=1), sides.max(axis=1)))
+    yield _heat(("Shorter × longer side of images", "px"), ids, (short, long), (names, names), failed)
+    modes, turned = ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "1"], [str(tag) for tag in range(1, 9)]
+    words = "Colour mode × EXIF orientation", "1 is upright"
+    yield _heat(words, ids, (images["mode"], images["orientation"].map(_whole)), (modes, turned), failed)
 
-    def heat(
-        title: str, what: str, ids: Any, rows: Any, columns: Any, names: tuple[Sequence[str], Sequence[str]]
-    ) -> Heat:
-        return _heat((title, what), list(ids), (rows, columns), names, failed)
 
-    yield heat(
-        "Aspect of images × budget", "width : height, by soft-token budget", images["case_id"],
-        _aspects(images), images["max_soft_tokens"].map(_whole), ([name for *_, name in _ASPECTS], budgets),
-    )  # fmt: skip
-    sides, words = _binned(images[["width_px", "height_px"]].min(axis=1), _SIDES, "px")
-    long, long_words = _binned(images[["width_px", "height_px"]].max(axis=1), _SIDES, "px")
-    yield heat("Shorter × longer side of images", "px", images["case_id"], sides, long, (words, long_words))
-    modes = ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "1"]
-    turned = [str(orientation) for orientation in range(1, 9)]
-    yield heat(
-        "Colour mode × EXIF orientation", "1 is upright", images["case_id"],
-        images["mode"], images["orientation"].map(_whole), (modes, turned),
-    )  # fmt: skip
-    models = sorted(cases["model"].unique())
+def _of_sound_and_video(frames: Frames, failed: frozenset[str]) -> Iterator[Heat]:
+    audios, videos = frames.audios, frames.videos
     if len(audios):
-        lengths, words = _binned(audios["samples"], _SAMPLES, "samples")
-        rates = sorted({int(rate) for rate in audios["rate_hz"]})
-        columns = audios["rate_hz"].map(lambda rate: f"{int(rate):,} Hz")
-        names = words, [f"{rate:,} Hz" for rate in rates]
-        yield heat(
-            "Length × rate of recordings", "30 s at 16 kHz are 480,000", audios["case_id"], lengths, columns, names
-        )
+        lengths, names = _binned(audios["samples"], _SAMPLES, "samples")
+        rates = [f"{rate:,} Hz" for rate in sorted({int(rate) for rate in audios["rate_hz"]})]
+        places = lengths, audios["rate_hz"].map(lambda rate: f"{int(rate):,} Hz")
+        words = "Length × rate of recordings", "30 s at 16 kHz are 480,000"
+        yield _heat(words, list(audios["case_id"]), places, (names, rates), failed)
     if len(videos):
-        lengths, words = _binned(videos["frames"], _FRAMES, "frames")
-        given = videos["given"].map({True: "frames with numbers", False: "whole video"})
-        names = words, ["whole video", "frames with numbers"]
-        yield heat("Length × kind of videos", "32 frames are shown", videos["case_id"], lengths, given, names)
+        lengths, names = _binned(videos["frames"], _FRAMES, "frames")
+        kinds = {False: "whole video", True: "frames with numbers"}
+        places = lengths, videos["given"].map(kinds)
+        words = "Length × kind of videos", "32 frames are shown"
+        yield _heat(words, list(videos["case_id"]), places, (names, list(kinds.values())), failed)
+
+
+def _of_prompts(cases: pd.DataFrame, models: list[str], failed: frozenset[str]) -> Iterator[Heat]:
+    ids = list(cases["case_id"])
     probes = cases["probe"].replace("", "none").fillna("none")
-    yield heat(
-        "Probe × model", "the other way taken", cases["case_id"], probes, cases["model"], (["none", *PROBES], models)
-    )
-    length, words = _binned(cases["text_bytes"], _BYTES, "bytes")
-    forms = ["raw", "turn", "chat"]
-    yield heat(
-        "Length of text × form of prompt", "bytes of UTF-8", cases["case_id"], length, cases["form"], (words, forms)
-    )
+    words = "Probe × model", "the other way taken"
+    yield _heat(words, ids, (probes, cases["model"]), (["none", *PROBES], models), failed)
+    lengths, names = _binned(cases["text_bytes"], _BYTES, "bytes")
+    words = "Length of text × form of prompt", "bytes of UTF-8"
+    yield _heat(words, ids, (lengths, cases["form"]), (names, ["raw", "turn", "chat"]), failed)
     orders = cases["order"].fillna("").map(_order)
-    common = list(orders.value_counts().index[:16])
-    yield heat(
-        "Order of parts × model", "the 16 most frequent; t text, i image, a recording, v video", cases["case_id"],
-        orders, cases["model"], (common, models),
-    )  # fmt: skip
+    words = "Order of parts × model", "the 16 most frequent; t text, i image, a recording, v video"
+    yield _heat(words, ids, (orders, cases["model"]), (list(orders.value_counts().index[:16]), models), failed)
+
+
+def _of_properties(frames: Frames, models: list[str]) -> Heat:
     judged = frames.verdicts[frames.verdicts["verdict"] != "not comparable"].drop_duplicates(["case_id", "property"])
     promised = [f"{name} {promise}" for name, promise in PROPERTIES.items()]
     named = judged["property"].map(dict(zip(PROPERTIES, promised, strict=True)))
     broken = frozenset(frames.findings["case_id"] + frames.findings["property"])
-    asked = list(judged["case_id"] + judged["property"])
-    words_of = "Property × model", "cases in which it could be judged"
-    yield _heat(words_of, asked, (named, judged["model"]), (promised, models), broken)
+    ids = list(judged["case_id"] + judged["property"])
+    words = "Property × model", "cases in which it could be judged"
+    return _heat(words, ids, (named, judged["model"]), (promised, models), broken)
 
 
 def _heat(words: tuple[str, str], ids: list[str], places: tuple[Any, Any], names: Any, failed: frozenset[str]) -> Heat:
