@@ -25,8 +25,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import duckdb
 import pandas as pd
@@ -117,6 +118,12 @@ T = TypeVar("T")
 _WORDS: dict[Any, str] = {Capsule: "capsule", list[Case]: "list of cases"}
 
 
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Made once: it takes longer than a hundred capsules do."""
+    return TypeAdapter(kind)
+
+
 def validated(kind: type[T], text: str | bytes, source: str) -> T:
     """JSON from outside as one of the harness's own dataclasses.
 
@@ -124,7 +131,7 @@ def validated(kind: type[T], text: str | bytes, source: str) -> T:
         UserError: what the text holds instead; the message names its source and the first offending field.
     """
     try:
-        return TypeAdapter(kind).validate_json(text)
+        return cast("T", _adapter(cast("Any", kind)).validate_json(text))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"

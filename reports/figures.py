@@ -56,15 +56,23 @@ def role_style() -> str:
 
 
 def kl_positions(arrays: Mapping[str, Any], limits: Mapping[tuple[str, str], float]) -> Markup:
-    """KL at every position of one prompt: one panel a pair, coloured by role, with the pair's limit as a line."""
+    """KL at every position of one prompt: one panel a pair, coloured by role, with the pair's limit as a line.
+
+    The page has the numbers and the looks of roles once; its script makes the traces of them.
+    """
     curves = kl_by_pair(arrays)
-    traces: list[Trace] = []
-    for number, (pair, kl) in enumerate(curves.items(), start=1):
-        points = _role_points(kl, arrays["roles"])
-        if pair in limits:
-            points.append(_limit_line([0, len(kl) - 1], [limits[pair]] * 2))
-        traces += [trace | {"yaxis": _axis("y", number)} for trace in points]
-    return drawn(traces, _panels(list(curves)))
+    roles = np.asarray(arrays["roles"], dtype=np.int64)
+    starts = np.flatnonzero(np.diff(roles, prepend=-1))
+    positions = {
+        "looks": [[role.words, role.colour, role.symbol] for role in ROLES],
+        "runs": [
+            [int(roles[start]), int(n)] for start, n in zip(starts, np.diff(starts, append=len(roles)), strict=True)
+        ],
+        "curves": [typed(_drawable(kl), "f4")["bdata"] for kl in curves.values()],
+        "limits": [limits.get(pair) for pair in curves],
+        "limit_colour": LIMIT_COLOUR,
+    }
+    return drawn([], _panels(list(curves)), positions)
 
 
 FLOOR_ERROR = 1e-9
@@ -111,27 +119,11 @@ def kl_by_pair(arrays: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     return {(left, right): kl for (left, right), kl in named.items() if len(kl) == positions}
 
 
-def _role_points(kl: Any, roles: Any) -> list[Trace]:
-    traces = []
-    for index, role in enumerate(ROLES):
-        positions = np.flatnonzero(roles == index)
-        marker = {"color": role.colour, "symbol": role.symbol, "size": 5, "line": {"width": 1.5, "color": role.colour}}
-        hover = f"position %{{x}}, {role.words}<br>%{{y:.3g}} nats<extra></extra>"
-        points = {"x": typed(positions, "i4"), "y": typed(_drawable(kl[positions]), "f4")}
-        traces.append({"type": "scatter", **points, "mode": "markers", "marker": marker, "hovertemplate": hover})
-    return traces
-
-
 def typed(values: Any, kind: str) -> dict[str, Any]:
     """Numbers as plotly takes them without a digit of text: their bytes. Rows of a matrix keep their shape."""
     array = np.asarray(values, dtype=f"<{kind}")
     shape = {"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {}
     return {"dtype": kind, "bdata": base64.b64encode(array.tobytes()).decode(), **shape}
-
-
-def _limit_line(x: list[Any], y: list[Any]) -> Trace:
-    line = {"color": LIMIT_COLOUR, "width": 1.5, "dash": "dash"}
-    return {"type": "scatter", "x": x, "y": y, "mode": "lines", "line": line, "hovertemplate": "limit<extra></extra>"}
 
 
 def _drawable(nats: Any) -> Any:
@@ -173,7 +165,7 @@ def _plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def drawn(traces: Sequence[Trace], layout: Mapping[str, Any]) -> Markup:
+def drawn(traces: Sequence[Trace], layout: Mapping[str, Any], positions: Any = None) -> Markup:
     """A figure for a script element: what every one has in common, and its own traces and layout."""
     common = {
         "template": {},
@@ -184,6 +176,7 @@ def drawn(traces: Sequence[Trace], layout: Mapping[str, Any]) -> Markup:
         "font": {"family": "system-ui, sans-serif", "size": 12},
     }
     axes = {key: {"tickfont": {"size": 11}, **axis} for key, axis in layout.items() if key[1:].startswith("axis")}
-    text = json.dumps({"data": traces, "layout": {**common, **layout, **axes}}, allow_nan=False)
+    figure = {"data": traces, "layout": {**common, **layout, **axes}, "positions": positions}
+    text = json.dumps(figure, allow_nan=False, separators=(",", ":"))
     # A script element ends at "</script" whatever the JSON around it says.
     return Markup(text.replace("<", "\\u003c"))  # noqa: S704

@@ -70,6 +70,22 @@ def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=place)
 
 
+def ledger(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Verdicts as a table: a row a stage in the order of the computation, a column a pair, then each by itself."""
+    columns = {(row["left"], row["right"]): None for row in rows}
+    pairs = sorted(columns, key=lambda pair: (pair[0] == pair[1], pair[0] == "reference"))
+    lines: dict[Any, dict[str, Any]] = {}
+    for row in in_order(rows):
+        limit = None if pd.isna(row["limit"]) else row["limit"]
+        key = row["stage"], row["property"], limit, row["unit"]
+        line = lines.setdefault(
+            key, {**dict(zip(("stage", "property", "limit", "unit"), key, strict=True)), "cells": {}}
+        )
+        line["cells"][row["left"], row["right"]] = row
+    notes = [row for row in in_order(rows) if row["reason"] and row["verdict"] != "agree"]
+    return {"pairs": pairs, "rows": list(lines.values()), "notes": notes}
+
+
 def described(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A group of findings with its promise, what is known of its cause, and the text of its issue."""
     known = _known_cause(entry["deviation"]) if entry["deviation"] else {}
@@ -127,8 +143,8 @@ class Examples:
             "computed": f"{case.dtype or capsule.dtype} on {capsule.device}",
             "media": list(_media(self.run.path, case, observations)),
             "observations": observations,
-            "verdicts": in_order(verdicts),
-            "roles": [row for row in self._rows["divergences"].get(case.id, []) if row["role"] != "all"],
+            "ledger": ledger(verdicts),
+            "roles": _roles(self._rows["divergences"].get(case.id, [])),
             "token_runs": role_runs(arrays),
             "placeholders": placeholder_runs(arrays),
             "figure": figures.kl_positions(arrays, limits) if curves else None,
@@ -137,6 +153,14 @@ class Examples:
             ],
             "not_drawn": sum(map(figures.not_finite, curves.values())),
         }
+
+
+def _roles(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """KL by role as a table: a row a role, a column a pair."""
+    pairs = list(dict.fromkeys((row["left"], row["right"]) for row in rows))
+    names = [role.name for role in figures.ROLES if any(row["role"] == role.name for row in rows)]
+    cells = {(row["role"], row["left"], row["right"]): row for row in rows}
+    return {"pairs": pairs, "rows": [(name, [cells.get((name, *pair)) for pair in pairs]) for name in names]}
 
 
 def _by_case(frame: pd.DataFrame, case_ids: set[str]) -> dict[str, list[dict[str, Any]]]:

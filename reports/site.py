@@ -28,7 +28,7 @@ from reports.history import History
 _TEMPLATES = Path(__file__).parent / "templates"
 _PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
-PICTURE_PX = 320
+PICTURE_PX = 288
 """Longest side of an image on a page; the run keeps larger ones."""
 
 PAGES = {

@@ -18,8 +18,27 @@
       dragmode: coarse.matches ? false : "zoom",
     };
   };
+  // KL by position: numbers once, and a trace for each role of each panel.
+  const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+  const byRole = ({ looks, runs, curves, limits, limit_colour }) => {
+    const roles = runs.flatMap(([role, count]) => Array(count).fill(role));
+    return curves.flatMap((text, panel) => {
+      const kl = floats(text);
+      const yaxis = panel ? `y${panel + 1}` : "y";
+      const points = looks.map(([words, color, symbol], role) => {
+        const x = roles.flatMap((other, position) => (other === role ? [position] : []));
+        const marker = { color, symbol, size: 5, line: { width: 1.5, color } };
+        return { type: "scatter", mode: "markers", x, y: x.map((position) => kl[position]), marker, yaxis, hovertemplate: `position %{x}, ${words}<br>%{y:.3g} nats<extra></extra>` };
+      });
+      const limit = limits[panel];
+      if (limit === null) return points;
+      const line = { color: limit_colour, width: 1.5, dash: "dash" };
+      return [...points, { type: "scatter", mode: "lines", x: [0, kl.length - 1], y: [limit, limit], line, yaxis, hovertemplate: "limit<extra></extra>" }];
+    });
+  };
   const draw = (element) => {
     const figure = JSON.parse(document.getElementById(element.dataset.figure).textContent);
+    if (figure.positions) figure.data = byRole(figure.positions);
     Plotly.react(element, figure.data, themed(figure.layout), { responsive: true, displayModeBar: false });
   };
   const plots = all(".plot");
