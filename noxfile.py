@@ -44,6 +44,12 @@ def sweep(session: nox.Session) -> None:
 
 
 @nox.session
+def nightly(session: nox.Session) -> None:
+    """The nightly profile over the release matrix; fails by what is new: `nox -s nightly -- --summary night.md`."""
+    _uv(session, "harness", "nightly", "--junit", ".harness/nightly.xml")
+
+
+@nox.session
 def power(session: nox.Session) -> None:
     """Seeded faults: cases to detect each, time to its smallest case, and false alarms of correct engines."""
     _uv(session, "python", "-m", "benchmarks.power", "--null", "2000", "--table", "docs/power.md")

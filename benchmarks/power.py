@@ -156,7 +156,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--null", type=int, default=0, help="cases of correct engines beside each other")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--table", type=Path, help="write the table as Markdown")
+    parser.add_argument(
+        "--table", type=Path, help="write the table as Markdown, and beside it as JSON for the page Power"
+    )
     chosen = parser.parse_args()
     wanted = [fault for fault in read_faults() if not chosen.faults or fault.name in chosen.faults.split(",")]
     assert set(PROPERTIES) == set(Options.properties)
@@ -170,9 +172,9 @@ def main() -> None:
     print(text)
     if chosen.table:
         chosen.table.write_text(text, encoding="utf-8")
-    if chosen.json:
-        result = {"detected": [asdict(entry) for entry in detected], "null": nulls}
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = {"detected": [asdict(entry) for entry in detected], "null": nulls}
+    for path in filter(None, (chosen.json, chosen.table and chosen.table.with_suffix(".json"))):
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if any(entry.cases is None for entry in detected) or any(entry["unexplained"] for entry in nulls):
         sys.exit(1)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +11,16 @@ import torch
 import typer
 from rich.console import Console
 
-from harness import builds, cli_capsule, cli_sweep, doctor, session, show
+from harness import builds, cli_capsule, cli_nightly, cli_sweep, doctor, session, show
 from harness.deviations import load_deviations
 from harness.errors import EngineUnavailable, UserError
-from harness.options import StoreOption, available, one_of, progress, split, writable
+from harness.options import StoreOption, available, carry_out, one_of, split, watched, writable
 from harness.schema import PROPERTIES, Property
 from harness.store import DEFAULT_STORE, RunStore, plain, write_json
 from harness.zoo import FEATURE_NAMES, NAMES, describe
 from reports import frames as reports_frames
-from reports import site
+from reports import nights, site
+from reports.history import History
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,19 +59,6 @@ def _device(name: str) -> str:
     if name == "cuda" and not available:
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
     return ("cuda" if available else "cpu") if name == "auto" else name
-
-
-@contextmanager
-def _watched(console: Console) -> Iterator[session.Watch]:
-    """A run's progress bar."""
-    with progress(console) as bar:
-        task = bar.add_task("drawing cases", total=None)
-
-        def watch(step: session.Progress) -> None:
-            words = {"generating": "drawing cases", "starting": f"starting {step.text}", "case": step.text}
-            bar.update(task, description=words[step.stage], completed=step.done, total=step.total)
-
-        yield watch
 
 
 @app.command()
@@ -130,9 +116,9 @@ def run(
         session.check(plan)
         if subjects:
             available(plan.subjects, console)
-        with _watched(console) as watch:
+        with watched(console) as watch:
             kept = session.start(plan, store, watch)
-    _carry_out(kept, plan, console)
+    carry_out(kept, plan, console)
     frames = reports_frames.load_run(kept)
     document = reports_frames.document(frames)
     page = site.build(frames, kept.path / "site")
@@ -160,17 +146,6 @@ def _refuse_with_resume(context: typer.Context) -> None:
         raise UserError(f"--resume goes on with the run's own plan; leave out {', '.join(changed)}")
 
 
-def _carry_out(kept: RunStore, plan: session.Plan, console: Console) -> None:
-    try:
-        with _watched(console) as watch:
-            session.carry_out(kept, plan, watch)
-    except KeyboardInterrupt:
-        console.print(
-            f"stopped; nothing finished is lost: harness run --store {kept.path.parent} --resume {kept.run_id}"
-        )
-        raise typer.Exit(130) from None
-
-
 def _write_document(target: str, document: dict[str, Any]) -> None:
     if target == "-":
         print(json.dumps(plain(document), indent=1))
@@ -185,6 +160,7 @@ for _command in (
     cli_capsule.bisect,
     cli_capsule.export,
     cli_sweep.sweep,
+    cli_nightly.nightly,
 ):
     app.command()(_command)
 
@@ -194,12 +170,14 @@ def report(
     store: StoreOption = DEFAULT_STORE,
     run_id: Annotated[str, typer.Option("--run", help="A run's id; default: the newest.")] = "",
     out: Annotated[Path | None, typer.Option(help="Where the site goes; default: into the run.")] = None,
+    history: Annotated[Path, typer.Option(help="The nights of the page History.")] = nights.DEFAULT_HISTORY,
 ) -> None:
     """Write the static page of a run: no server, opens from a file, works offline."""
     frames = reports_frames.load(store, run_id or None)
     target = out or frames.run.path / "site"
     pages: list[Path] = []
-    writable(lambda: pages.append(site.build(frames, target)), str(target))
+    kept = History(nights.read(history))
+    writable(lambda: pages.append(site.build(frames, target, kept)), str(target))
     print(pages[0])
 
 

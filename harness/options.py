@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from harness import session
 from harness.errors import EngineUnavailable, UserError
+from harness.store import RunStore
 
 StoreOption = Annotated[Path, typer.Option(help="Where runs are kept.")]
 
@@ -87,3 +88,28 @@ def progress(console: Console) -> Iterator[Progress]:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield bar
+
+
+@contextmanager
+def watched(console: Console) -> Iterator[session.Watch]:
+    """A run's progress bar."""
+    with progress(console) as bar:
+        task = bar.add_task("drawing cases", total=None)
+
+        def watch(step: session.Progress) -> None:
+            words = {"generating": "drawing cases", "starting": f"starting {step.text}", "case": step.text}
+            bar.update(task, description=words[step.stage], completed=step.done, total=step.total)
+
+        yield watch
+
+
+def carry_out(kept: RunStore, plan: session.Plan, console: Console) -> None:
+    """Run what a run has not run yet; Ctrl-C says how to go on."""
+    try:
+        with watched(console) as watch:
+            session.carry_out(kept, plan, watch)
+    except KeyboardInterrupt:
+        console.print(
+            f"stopped; nothing finished is lost: harness run --store {kept.path.parent} --resume {kept.run_id}"
+        )
+        raise typer.Exit(130) from None

@@ -21,6 +21,7 @@ from harness.schema import PROPERTIES, Case
 from harness.sweep import Swept
 from harness.transplant import Graft, Transplant
 from reports.frames import VERDICTS, Frames, agreement
+from reports.history import History
 
 _MARKS = dict(zip(VERDICTS, ("[green]{} agree[/]", "[red]{} differ[/]", "[dim]{} n/c[/]"), strict=True))
 
@@ -60,6 +61,21 @@ def forecasts(console: Console, frame: pd.DataFrame) -> None:
     for pair, rows in total.groupby("pair", sort=False):
         hit = [f"{r.rule} {r.dropped:,} of {r.n:,} {r.level}s" for r in rows[rows["dropped"] > 0].itertuples()]
         _line(console, escape(f"RL forecast {pair!s}: {'; '.join(hit) or 'no mask or clip acts'}"))
+
+
+def night(console: Console, history: History, page: Path) -> None:
+    """What is new tonight, and the steps that nights before had."""
+    for entry in history.regressions:
+        came = f"; came in: {'; '.join(entry.versions)}" if entry.versions else ""
+        what = f"{entry.what} on {entry.series.model}: {entry.series.name}, {entry.detail}{came}"
+        _line(console, f"[bold red]new[/] {escape(what)}")
+    for step in history.steps:
+        colour = "dim" if step.known else "red" if step.worse else "green"
+        release = "; ".join(step.versions) or "no package changed"
+        what = f"{step.series.name} on {step.series.model} ({release})"
+        _line(console, f"[{colour}]night {step.night + 1}[/] {escape(what)}")
+    console.print(f"{len(history.nights)} nights, [bold]{len(history.regressions)} new tonight[/]; page:")
+    console.print(str(page), soft_wrap=True)
 
 
 def unmet(console: Console, names: Sequence[str]) -> None:

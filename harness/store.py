@@ -4,11 +4,14 @@
         run.json            what was asked, versions, seeds; rewritten when the run ends
         cases.json          every generated case, before the first one runs
         parts/000001/       rows of a few finished cases, one Parquet file a table
+        parts/000001-000500/  those of so many parts, in their place
         capsules/<id>.json  one per finding, replayable anywhere
         media/<case>-<k>.png, arrays/<case>.safetensors   what a page shows of a finding's example
 
 A part is written beside its place and renamed into it, whole tables at once, so a run that is killed has every
-row of a case or none, and resuming neither loses nor doubles one. Nothing here is ever unpickled.
+row of a case or none, and resuming neither loses nor doubles one. Every so many parts are merged into one, by which a
+run of 100,000 cases stays readable; whoever reads takes a merged part and not what it is made of, so that being killed
+between the two steps doubles nothing. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import duckdb
 import pandas as pd
@@ -36,6 +40,9 @@ from harness.errors import UserError
 from harness.schema import SCHEMA_VERSION, Capsule, Case
 
 DEFAULT_STORE = Path(".harness/store")
+
+MERGED_PARTS = 500
+"""How many parts become one."""
 
 _TEXT, _REAL, _WHOLE, _FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 _KEYS = {"case_id": _TEXT, "model": _TEXT}
@@ -119,6 +126,12 @@ T = TypeVar("T")
 _WORDS: dict[Any, str] = {Capsule: "capsule", list[Case]: "list of cases"}
 
 
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Made once: it takes longer than a hundred capsules do."""
+    return TypeAdapter(kind)
+
+
 def validated(kind: type[T], text: str | bytes, source: str) -> T:
     """JSON from outside as one of the harness's own dataclasses.
 
@@ -126,7 +139,7 @@ def validated(kind: type[T], text: str | bytes, source: str) -> T:
         UserError: what the text holds instead; the message names its source and the first offending field.
     """
     try:
-        return TypeAdapter(kind).validate_json(text)
+        return cast("T", _adapter(cast("Any", kind)).validate_json(text))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -232,25 +245,57 @@ class RunStore:
         path = self.path / "cases.json"
         return list(validated(list[Case], path.read_bytes(), str(path)))
 
+    def planned(self) -> int:
+        """How many cases the run was started with."""
+        return len(json.loads((self.path / "cases.json").read_bytes()))
+
     def append(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Add the rows of whole cases, all tables or none."""
         parts = self.path / "parts"
-        number = 1 + max((int(p.name) for p in parts.iterdir() if p.name.isdigit()), default=0)
-        beside = parts / f".{number:06d}-{os.getpid()}"
-        beside.mkdir()
-        for table, entries in rows.items():
-            if entries:
-                columns = pa.schema(TABLES[table])
-                pq.write_table(pa.Table.from_pylist(list(entries), columns), beside / f"{table}.parquet")
-        beside.rename(parts / f"{number:06d}")
+        number = 1 + max((int(p.name[-6:]) for p in parts.iterdir() if p.name[-6:].isdigit()), default=0)
+        tables = {
+            table: pa.Table.from_pylist(list(entries), pa.schema(TABLES[table]))
+            for table, entries in rows.items()
+            if entries
+        }
+        self._write_part(f"{number:06d}", tables)
+        if number % MERGED_PARTS == 0:
+            self._merge(number)
 
-    def frame(self, table: str) -> pd.DataFrame:
-        """A whole table; empty where the run has no such row."""
-        files = [str(path) for path in sorted(self.path.glob(f"parts/[0-9]*/{table}.parquet"))]
+    def _write_part(self, name: str, tables: Mapping[str, pa.Table]) -> None:
+        beside = self.path / "parts" / f".{name}-{os.getpid()}"
+        beside.mkdir()
+        for table, rows in tables.items():
+            pq.write_table(rows, beside / f"{table}.parquet")
+        beside.rename(self.path / "parts" / name)
+
+    def _merge(self, last: int) -> None:
+        """Put one part in the place of those up to `last` that are not merged yet."""
+        single = [part for part in self._parts() if "-" not in part.name]
+        merged = {}
+        for table, columns in TABLES.items():
+            files = [file for part in single if (file := part / f"{table}.parquet").is_file()]
+            if files:
+                merged[table] = pa.concat_tables(pq.read_table(file, schema=pa.schema(columns)) for file in files)
+        self._write_part(f"{int(single[0].name):06d}-{last:06d}", merged)
+        for part in single:
+            shutil.rmtree(part)
+
+    def _parts(self) -> list[Path]:
+        """The parts that count, in order: a merged one, not what it is made of."""
+        names = sorted(path.name for path in (self.path / "parts").glob("[0-9]*"))
+        merged = [tuple(map(int, name.split("-"))) for name in names if "-" in name]
+        covered = {number for first, last in merged for number in range(first, last + 1)}
+        return [self.path / "parts" / name for name in names if "-" in name or int(name) not in covered]
+
+    def frame(self, table: str, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """A whole table, or some columns of it; empty where the run has no such row."""
+        files = [str(file) for part in self._parts() if (file := part / f"{table}.parquet").is_file()]
         if not files:
-            return pd.DataFrame(columns=list(TABLES[table]))
+            return pd.DataFrame(columns=list(columns or TABLES[table]))
         with duckdb.connect() as connection:
-            frame: pd.DataFrame = connection.read_parquet(files, union_by_name=True).df()
+            rows = connection.read_parquet(files, union_by_name=True)
+            frame: pd.DataFrame = (rows.project(", ".join(f'"{name}"' for name in columns)) if columns else rows).df()
         return frame
 
     def rows(self, table: str) -> list[dict[str, Any]]:
@@ -259,12 +304,14 @@ class RunStore:
 
     def finished(self) -> set[str]:
         """Ids of the cases that have their rows."""
-        return set(self.frame("cases")["case_id"])
+        return set(self.frame("cases", ["case_id"])["case_id"])
 
     def discard_unfinished_parts(self) -> None:
-        """Remove what a killed run was writing."""
-        for leftover in (self.path / "parts").glob(".*"):
-            shutil.rmtree(leftover)
+        """Remove what a killed run was writing, and parts that it had merged and not yet removed."""
+        counting = set(self._parts())
+        for leftover in (self.path / "parts").iterdir():
+            if leftover not in counting:
+                shutil.rmtree(leftover)
 
     def write_arrays(self, case_id: str, arrays: Mapping[str, Any]) -> None:
         """Per-position arrays of an example."""

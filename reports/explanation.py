@@ -13,7 +13,8 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from reports import figures
-from reports.site import STAGES, environment
+from reports.findings import STAGES
+from reports.site import environment
 
 
 def build(explained: Mapping[str, Any], arrays: Mapping[str, Any], images: Sequence[Image.Image], out: Path) -> Path:
@@ -32,22 +33,13 @@ def build(explained: Mapping[str, Any], arrays: Mapping[str, Any], images: Seque
         thumbnails=[_data_uri(image) for image in images],
         stage_figure=figures.stage_errors(explained["pairs"]) if explained["pairs"] else None,
         kl_figure=figures.kl_positions(arrays, limits) if figures.kl_by_pair(arrays) else None,
-        words={**STAGES, **_WORDS},
+        words=STAGES,
         figures=figures,
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # noqa: S704 - a library's own file
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     return out
-
-
-_WORDS = {
-    "audio_input": "what enters the audio tower",
-    "audio_features": "soft-token rows of the recordings",
-    "video_pixels": "patches of the video frames",
-    "video_positions": "coordinates of the video patches",
-    "video_features": "soft-token rows of the videos",
-}
 
 
 def _data_uri(image: Image.Image) -> str:

@@ -1,17 +1,19 @@
-"""The page's figures as plotly JSON, ready to stand in a script element. Colours of text and grid are the page's."""
+"""Figures to look into, as plotly JSON ready to stand in a script element. Colours of text and grid are the page's.
+
+They are plain values: 2,000 pages have one each, and plotly's own objects take 0.1 s a figure to check what we know.
+"""
 
 from __future__ import annotations
 
+import base64
 import html
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 from markupsafe import Markup
-from plotly.subplots import make_subplots
 
 from harness import schema
 
@@ -41,69 +43,36 @@ ROLES = tuple(next(look for look in _LOOKS if look.name == name) for name in sch
 FLOOR_NATS = 1e-15
 """Where a logarithmic axis shows zero: below what float64 sums over a vocabulary can tell from it."""
 
-CASE_KINDS = (
-    Role("with_image", "case with an image", "#d4572a", "circle", "●"),
-    Role("text_only", "case of text only", "#3d9bd1", "diamond-open", "◇"),
-)
 LIMIT_COLOUR = "#d8407c"
-_PANEL_PX, _ROW_PX, _GAP_PX, _TOP_PX, _BOTTOM_PX = 140, 32, 34, 30, 46
+_PANEL_PX, _GAP_PX, _TOP_PX, _BOTTOM_PX = 140, 34, 30, 46
+
+Trace = dict[str, Any]
 
 
-def kl_overview(maxima: pd.DataFrame) -> Markup:
-    """The largest KL of every case: one panel a pair, one row a model, a point a case."""
-    pairs = list(maxima[["left", "right"]].drop_duplicates().itertuples(index=False, name=None))
-    models = list(dict.fromkeys(maxima["model"]))
-    figure = _panels(pairs, max(len(models), 2) * _ROW_PX)
-    for row, pair in enumerate(pairs, start=1):
-        chosen = maxima[(maxima["left"] == pair[0]) & (maxima["right"] == pair[1])]
-        for trace in (*_case_points(chosen, models), _limits_by_model(chosen, models)):
-            figure.add_trace(trace, row=row, col=1)
-    figure.update_xaxes(type="log", exponentformat="power")
-    figure.update_xaxes(title_text="largest KL of the case, nats", row=len(pairs), col=1)
-    ticks = {"tickvals": list(range(len(models))), "ticktext": [_short(model) for model in models]}
-    figure.update_yaxes(range=[len(models) - 0.5, -0.5], automargin=True, zeroline=False, **ticks)
-    return _json(figure)
-
-
-def _case_points(chosen: pd.DataFrame, models: list[str]) -> list[go.Scatter]:
-    """One trace of cases with an image, one of cases without; golden-ratio steps keep points of a row apart."""
-    spread = (np.arange(len(chosen)) * 0.618) % 1 - 0.5
-    placed = chosen.assign(y=chosen["model"].map(models.index) + 0.6 * spread)
-    return [
-        go.Scatter(
-            x=_drawable(rows["max"]),
-            y=rows["y"].to_numpy(np.float32),
-            text=rows["case_id"].tolist(),
-            mode="markers",
-            marker={"color": kind.colour, "symbol": kind.symbol, "size": 7, "opacity": 0.85},
-            hovertemplate=f"{kind.words}, %{{text}}<br>%{{x:.3g}} nats<extra></extra>",
-        )
-        for kind, has_image in zip(CASE_KINDS, (True, False), strict=True)
-        for rows in [placed[placed["has_image"] == has_image]]
-    ]
-
-
-def _limits_by_model(chosen: pd.DataFrame, models: list[str]) -> go.Scatter:
-    limits = chosen.dropna(subset=["limit"]).drop_duplicates(["model", "limit"])
-    rows = limits["model"].map(models.index)
-    x = [value for limit in limits["limit"] for value in (limit, limit, None)]
-    y = [value for row in rows for value in (row - 0.5, row + 0.5, None)]
-    return _limit_line(x, y)
+def role_style() -> str:
+    """The colours of roles as style rules."""
+    rules = [f".role-{role.name} {{ --role: {role.colour}; }}" for role in ROLES]
+    return "\n".join([*rules, f".limit {{ --role: {LIMIT_COLOUR}; }}", ""])
 
 
 def kl_positions(arrays: Mapping[str, Any], limits: Mapping[tuple[str, str], float]) -> Markup:
-    """KL at every position of one prompt: one panel a pair, coloured by role, with the pair's limit as a line."""
+    """KL at every position of one prompt: one panel a pair, coloured by role, with the pair's limit as a line.
+
+    The page has the numbers and the looks of roles once; its script makes the traces of them.
+    """
     curves = kl_by_pair(arrays)
-    figure = _panels(list(curves), _PANEL_PX)
-    for row, (pair, kl) in enumerate(curves.items(), start=1):
-        for trace in _role_points(kl, arrays["roles"]):
-            figure.add_trace(trace, row=row, col=1)
-        if pair in limits:
-            figure.add_trace(_limit_line([0, len(kl) - 1], [limits[pair]] * 2), row=row, col=1)
-    figure.update_yaxes(type="log", exponentformat="power", dtick=3)
-    figure.update_xaxes(zeroline=False)
-    figure.update_xaxes(title_text="position in the expanded prompt", row=len(curves), col=1)
-    return _json(figure)
+    roles = np.asarray(arrays["roles"], dtype=np.int64)
+    starts = np.flatnonzero(np.diff(roles, prepend=-1))
+    positions = {
+        "looks": [[role.words, role.colour, role.symbol] for role in ROLES],
+        "runs": [
+            [int(roles[start]), int(n)] for start, n in zip(starts, np.diff(starts, append=len(roles)), strict=True)
+        ],
+        "curves": [typed(_drawable(kl), "f4")["bdata"] for kl in curves.values()],
+        "limits": [limits.get(pair) for pair in curves],
+        "limit_colour": LIMIT_COLOUR,
+    }
+    return drawn([], _panels(list(curves)), positions)
 
 
 FLOOR_ERROR = 1e-9
@@ -115,30 +84,39 @@ _PAIR_LOOKS = (("#3d9bd1", "circle"), ("#d4572a", "diamond"), ("#15957a", "squar
 def stage_errors(pairs: Sequence[Mapping[str, Any]]) -> Markup:
     """The relative error of every stage, one line a pair; a filled mark differs beyond its limit."""
     stages = list(dict.fromkeys(row["stage"] for pair in pairs for row in pair["stages"]))
-    figure = go.Figure()
+    traces: list[Trace] = []
     for number, pair in enumerate(pairs):
         rows = [row for row in pair["stages"] if row["max_relative"] is not None]
         colour, symbol = _PAIR_LOOKS[number % len(_PAIR_LOOKS)]
         symbols = [symbol if row["verdict"] == "differ" else f"{symbol}-open" for row in rows]
         hover = f"{_plain(pair['left'])} - {_plain(pair['right'])}, %{{x}}<br>%{{y:.3g}}<extra></extra>"
-        figure.add_trace(
-            go.Scatter(
-                x=[row["stage"] for row in rows],
-                y=[max(row["max_relative"], FLOOR_ERROR) for row in rows],
-                mode="lines+markers",
-                marker={"color": colour, "symbol": symbols, "size": 10},
-                line={"color": colour, "width": 1.5},
-                hovertemplate=hover,
-            )
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [row["stage"] for row in rows],
+                "y": [max(row["max_relative"], FLOOR_ERROR) for row in rows],
+                "mode": "lines+markers",
+                "marker": {"color": colour, "symbol": symbols, "size": 10},
+                "line": {"color": colour, "width": 1.5},
+                "hovertemplate": hover,
+            }
         )
     noise = {row["stage"]: row["noise"] for pair in pairs for row in pair["stages"] if row["noise"]}
     if noise:
         line = {"color": LIMIT_COLOUR, "width": 1.5, "dash": "dash"}
         hover = "rounding alone, %{x}<br>%{y:.3g}<extra></extra>"
-        figure.add_trace(go.Scatter(x=[*noise], y=[*noise.values()], mode="lines", line=line, hovertemplate=hover))
-    figure.update_yaxes(type="log", exponentformat="power")
-    figure.update_xaxes(categoryorder="array", categoryarray=stages)
-    return _json(figure.update_layout(height=300))
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [*noise],
+                "y": [*noise.values()],
+                "mode": "lines",
+                "line": line,
+                "hovertemplate": hover,
+            }
+        )
+    axes = {"xaxis": {"categoryorder": "array", "categoryarray": stages}, "yaxis": _LOG_AXIS}
+    return drawn(traces, {"height": 300, **axes})
 
 
 def pair_looks(number: int) -> Role:
@@ -155,20 +133,11 @@ def kl_by_pair(arrays: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     return {(left, right): kl for (left, right), kl in named.items() if len(kl) == positions}
 
 
-def _role_points(kl: Any, roles: Any) -> list[go.Scatter]:
-    traces = []
-    for index, role in enumerate(ROLES):
-        positions = np.flatnonzero(roles == index)
-        marker = {"color": role.colour, "symbol": role.symbol, "size": 5, "line": {"width": 1.5, "color": role.colour}}
-        hover = f"position %{{x}}, {role.words}<br>%{{y:.3g}} nats<extra></extra>"
-        points = {"x": positions.astype(np.int32), "y": _drawable(kl[positions])}
-        traces.append(go.Scatter(**points, mode="markers", marker=marker, hovertemplate=hover))
-    return traces
-
-
-def _limit_line(x: list[Any], y: list[Any]) -> go.Scatter:
-    line = {"color": LIMIT_COLOUR, "width": 1.5, "dash": "dash"}
-    return go.Scatter(x=x, y=y, mode="lines", line=line, hovertemplate="limit<extra></extra>")
+def typed(values: Any, kind: str) -> dict[str, Any]:
+    """Numbers as plotly takes them without a digit of text: their bytes. Rows of a matrix keep their shape."""
+    array = np.asarray(values, dtype=f"<{kind}")
+    shape = {"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {}
+    return {"dtype": kind, "bdata": base64.b64encode(array.tobytes()).decode(), **shape}
 
 
 def _drawable(nats: Any) -> Any:
@@ -181,19 +150,28 @@ def not_finite(nats: Any) -> int:
     return int((~np.isfinite(np.asarray(nats, dtype=np.float64))).sum())
 
 
-def _panels(pairs: Sequence[tuple[str, str]], panel_px: int) -> go.Figure:
+_LOG_AXIS = {"type": "log", "exponentformat": "power"}
+
+
+def _axis(letter: str, number: int) -> str:
+    return letter if number == 1 else f"{letter}{number}"
+
+
+def _panels(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """One panel a pair, above one another on one horizontal axis."""
-    inner_px = len(pairs) * (panel_px + _GAP_PX) - _GAP_PX
-    titles = [_plain(f"KL( {left} ‖ {right} ), nats") for left, right in pairs]
-    figure = make_subplots(
-        len(pairs), 1, shared_xaxes=True, shared_yaxes="all", subplot_titles=titles, vertical_spacing=_GAP_PX / inner_px
-    )
-    return figure.update_layout(height=inner_px + _TOP_PX + _BOTTOM_PX)
-
-
-def _short(model: str) -> str:
-    """A zoo name, or the last part of a checkpoint's path: on a phone a label must leave room for points."""
-    return _plain(model.rstrip("/").rsplit("/", 1)[-1][:20])
+    inner_px = len(pairs) * (_PANEL_PX + _GAP_PX) - _GAP_PX
+    layout: dict[str, Any] = {"height": inner_px + _TOP_PX + _BOTTOM_PX, "annotations": []}
+    for number, (left, right) in enumerate(pairs, start=1):
+        top = 1 - (number - 1) * (_PANEL_PX + _GAP_PX) / inner_px
+        same = {} if number == 1 else {"matches": "y"}
+        domain = [max(0.0, top - _PANEL_PX / inner_px), top]
+        layout[_axis("yaxis", number)] = {**_LOG_AXIS, "dtick": 3, "domain": domain, **same}
+        place = {"x": 0, "y": top, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        words = _plain(f"KL( {left} ‖ {right} ), nats")
+        layout["annotations"].append({**place, "text": words, "showarrow": False, "font": {"size": 13}})
+    title = {"text": "position in the expanded prompt"}
+    layout["xaxis"] = {"zeroline": False, "anchor": _axis("y", len(pairs)), "title": title}
+    return layout
 
 
 def _plain(text: str) -> str:
@@ -201,16 +179,18 @@ def _plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _json(figure: go.Figure) -> Markup:
-    figure.update_layout(
-        template="none",
-        margin={"l": 46, "r": 12, "t": _TOP_PX, "b": _BOTTOM_PX},
-        showlegend=False,  # The page has one in words, which wraps on a phone.
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 12},
-    )
-    figure.update_annotations(x=0, xanchor="left", font_size=13)
-    figure.update_xaxes(tickfont_size=11).update_yaxes(tickfont_size=11)
+def drawn(traces: Sequence[Trace], layout: Mapping[str, Any], positions: Any = None) -> Markup:
+    """A figure for a script element: what every one has in common, and its own traces and layout."""
+    common = {
+        "template": {},
+        "margin": {"l": 46, "r": 12, "t": _TOP_PX, "b": _BOTTOM_PX},
+        "showlegend": False,  # The page has one in words, which wraps on a phone.
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12},
+    }
+    axes = {key: {"tickfont": {"size": 11}, **axis} for key, axis in layout.items() if key[1:].startswith("axis")}
+    figure = {"data": traces, "layout": {**common, **layout, **axes}, "positions": positions}
+    text = json.dumps(figure, allow_nan=False, separators=(",", ":"))
     # A script element ends at "</script" whatever the JSON around it says.
-    return Markup(figure.to_json().replace("<", "\\u003c"))  # noqa: S704
+    return Markup(text.replace("<", "\\u003c"))  # noqa: S704

@@ -11,23 +11,27 @@ import pandas as pd
 
 from harness.errors import UserError
 from harness.schema import PROPERTIES
-from harness.store import RunStore, runs
+from harness.store import TABLES, RunStore, runs
 
 VERDICTS = ("agree", "differ", "not comparable")
 
 
 @dataclass(frozen=True)
 class Frames:
-    """One run: its header, and one frame a table of the store."""
+    """One run: its header, and one frame a table of the store. `reports.columns` says what each column means."""
 
     run: RunStore
     header: dict[str, Any]
     cases: pd.DataFrame
     images: pd.DataFrame
+    audios: pd.DataFrame
+    videos: pd.DataFrame
     observations: pd.DataFrame
     verdicts: pd.DataFrame
     divergences: pd.DataFrame
     findings: pd.DataFrame
+    noise: pd.DataFrame
+    comparisons: pd.DataFrame
 
 
 def load(store: Path, run_id: str | None = None) -> Frames:
@@ -44,8 +48,7 @@ def load(store: Path, run_id: str | None = None) -> Frames:
 
 def load_run(run: RunStore) -> Frames:
     """A run's frames."""
-    tables = ("cases", "images", "observations", "verdicts", "divergences", "findings")
-    return Frames(run, run.header(), **{table: run.frame(table) for table in tables})
+    return Frames(run, run.header(), **{table: run.frame(table) for table in TABLES})
 
 
 def agreement(frames: Frames) -> pd.DataFrame:
@@ -60,8 +63,7 @@ def agreement(frames: Frames) -> pd.DataFrame:
 def grouped_findings(frames: Frames) -> list[dict[str, Any]]:
     """Findings by signature and model, unexpected ones first: how many cases, the worst, and the kept example."""
     grouped = []
-    for finding_id in frames.findings["id"].unique():
-        rows = frames.findings[frames.findings["id"] == finding_id]
+    for finding_id, rows in frames.findings.groupby("id", sort=False):
         capsule = frames.run.path / "capsules" / f"{finding_id}.json"
         example = json.loads(capsule.read_text(encoding="utf-8"))["finding"]
         unexplained = rows[rows["deviation"] == ""]
@@ -94,13 +96,13 @@ def reasons_not_comparable(frames: Frames) -> list[tuple[str, int]]:
 
 
 def kl_maxima(frames: Frames) -> pd.DataFrame:
-    """The largest KL in nats of each case and pair, with the limit it was judged by and whether it has an image."""
+    """The largest KL in nats of each case and pair, with the limit it was judged by and whether it has media."""
     whole = frames.divergences[frames.divergences["role"] == "all"]
     judged = frames.verdicts[(frames.verdicts["property"] == "P6") & (frames.verdicts["stage"] == "hidden")]
     keys = ["case_id", "left", "right"]
     merged = whole.merge(judged[[*keys, "limit"]].drop_duplicates(keys), on=keys, how="left")
-    with_image = frames.cases.loc[frames.cases["images"] > 0, "case_id"]
-    return merged.assign(has_image=merged["case_id"].isin(with_image))
+    media = frames.cases[["images", "audios", "videos"]].fillna(0).sum(axis=1) > 0
+    return merged.assign(has_media=merged["case_id"].isin(frames.cases.loc[media, "case_id"]))
 
 
 def document(frames: Frames) -> dict[str, Any]:

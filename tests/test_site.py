@@ -1,51 +1,21 @@
-"""The static page: complete, offline, and safe against what strangers write into prompts and messages."""
+"""The static site: complete, offline, and safe against what strangers write into prompts and messages."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from harness.schema import SCHEMA_VERSION, Capsule, Case, Counts, Finding, ImageSpec, Part, Verdict
+from harness.schema import SCHEMA_VERSION, Capsule
 from harness.store import RunStore, write_json
-from reports import figures, site
+from reports import figures, findings, site
 from reports.frames import VERDICTS, load_run
-
-HOSTILE = "</script><script>alert('owned')</script><img src=https://evil.example/x.png onerror=alert(1)> \"'&{{ 7*7 }}"
-RIGHT_TO_LEFT = "\u202eשלום عالم"
-LONG = "ab " * 3_334
-BY_KL = Case(
-    "tiny-31b", (Part(HOSTILE + RIGHT_TO_LEFT + LONG), Part(image=ImageSpec(96, 48)), Part("after \x00\x1b[31m"))
-)
-BY_CRASH = Case("tiny-e2b", (Part("boom"),), form="turn")
-HEADER = {
-    "plan": {"models": ["tiny-31b", "tiny-e2b"], "cases": 2, "seed": 7, "dtype": "float32", "device": "cpu"},
-    "environment": {"python": "3.11.7", "hypothesis": "6.1", "harness": "0.1.0", "revision": "abc123"},
-    "subjects": {
-        "hf": {"engine": "hf", "version": {"transformers": "5.19.0"}, "status": "ok", "reason": ""},
-        "vllm": {"engine": "vllm", "version": {}, "status": "unavailable", "reason": f"no GPU {HOSTILE}"},
-    },
-    "timing": {"wall_s": 9.0, "startup_s": 4.0, "compare_s": 1.0, "engine_s": {"hf": 5.0}, "overhead_ratio": 1.0},
-}
-VERDICTS_BY_CASE = {
-    BY_KL: (
-        Verdict("P1", "prompt_ids", "hf", "vllm", "agree", 0.0, 0.0, "tokens"),
-        Verdict("P2", "counts", "hf", "hf", "agree", 0.0, 0.0, "soft tokens"),
-        Verdict("P6", "hidden", "hf", "vllm", "differ", 5.5, 1e-5, "nats", HOSTILE),
-        Verdict("P7", "pixels", "hf", "vllm", "differ", float("inf"), 0.0, "of [0, 1]"),
-        Verdict("P2", "counts", "reference", "reference", "differ", 3.0, 0.0, "soft tokens"),
-    ),
-    BY_CRASH: (
-        Verdict("P1", "outcome", "vllm", "vllm", "differ", reason="vllm crashed"),
-        Verdict("P6", "hidden", "hf", "vllm", "not comparable", reason=f"vllm crashed {HOSTILE}"),
-    ),
-}
+from tests.made_run import BY_KL, HOSTILE, LONG, RIGHT_TO_LEFT, VERDICTS_BY_CASE, finding_of, make_run
 
 
 class Page(HTMLParser):
@@ -65,6 +35,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
+        self.words += " " * (tag in ("td", "th", "li", "dd", "dt"))
 
     def handle_data(self, data: str) -> None:
         if self._inside == "script":
@@ -77,112 +48,87 @@ class Page(HTMLParser):
         return [str(attributes[name]) for _, attributes in self.elements if name in attributes]
 
 
-def finding_of(case: Case, verdict: Verdict, number: int) -> Finding:
-    signature = f"{verdict.property}/{verdict.stage}/vllm"
-    subjects = (verdict.left, verdict.right)
-    measured = verdict.measured, verdict.limit, verdict.unit, verdict.reason
-    return Finding(
-        f"{number:08x}", signature, verdict.property, verdict.stage, subjects, "vllm", case.model, case.id, *measured
-    )
+Site = dict[str, Page]
 
 
-def observation_rows(case: Case) -> Iterator[dict[str, Any]]:
-    for subject, outcome in (("hf", "ok"), ("vllm", "ok" if case.images else "crashed")):
-        counts = [dataclasses.asdict(Counts(280, 280, 1120)) for _ in case.images]
-        yield {
-            "subject": subject,
-            "outcome": outcome,
-            "message": HOSTILE if outcome == "crashed" else "",
-            "counts": json.dumps(counts),
-            "tokens": 9 if outcome == "ok" else None,
-            "engine_s": 0.5,
-        }
+def read(out: Path) -> Site:
+    return {str(path.relative_to(out)): Page(path.read_text(encoding="utf-8")) for path in sorted(out.rglob("*.html"))}
 
 
-def divergence_rows(case: Case) -> list[dict[str, Any]]:
-    return [{"left": "hf", "right": "vllm", "role": "all", "n": 9, "max": 5.5}] if case.images else []
+@pytest.fixture(name="run", scope="module")
+def _run(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    return make_run(tmp_path_factory.mktemp("store"))
 
 
-def rows_of(case: Case, verdicts: Sequence[Verdict], found: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
-    keys = {"case_id": case.id, "model": case.model}
-    image = {"index": 0, "max_soft_tokens": 280, "reference": 139, "contract": 280, "mode": "RGB", "pattern": "noise"}
-    return {
-        "cases": [keys | {"images": len(case.images), "form": case.form, "max_soft_tokens": 280, "case": "{}"}],
-        "images": [keys | image | dataclasses.asdict(spec) for spec in case.images],
-        "observations": [keys | row for row in observation_rows(case)],
-        "verdicts": [keys | dataclasses.asdict(verdict) for verdict in verdicts],
-        "divergences": [keys | row for row in divergence_rows(case)],
-        "findings": [dataclasses.asdict(finding) | {"subjects": json.dumps(finding.subjects)} for finding in found],
-    }
+@pytest.fixture(name="pages", scope="module")
+def _pages(run: RunStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    out = tmp_path_factory.mktemp("site")
+    (out / "findings").mkdir()
+    (out / "findings" / "left.html").write_text("of an earlier build")
+    assert site.build(load_run(run), out) == out / "index.html"
+    yield read(out)
+    assert not (out / "findings" / "left.html").exists()
 
 
-def make_run(store: Path, *, with_findings: bool) -> RunStore:
-    run = RunStore.create(store, HEADER, list(VERDICTS_BY_CASE))
-    for case, verdicts in VERDICTS_BY_CASE.items():
-        kept = [v for v in verdicts if with_findings or v.verdict == "agree"]
-        differing = [v for v in kept if v.verdict == "differ" and v.stage in ("hidden", "outcome")]
-        found = [finding_of(case, verdict, 16 * len(case.parts) + k) for k, verdict in enumerate(differing)]
-        run.append(rows_of(case, kept, found))
-        for finding in found:
-            capsule = Capsule(SCHEMA_VERSION, finding, case, {}, "float32", "cpu")
-            write_json(run.path / "capsules" / f"{finding.id}.json", capsule)
-    roles = np.array([0, 1, 2, 2, 3, 4, 4, 5, 5], dtype=np.int8)
-    ids = np.array([5, 7, 8, 8, 9, 5, 5, 5, 5])
-    kl = np.array([0.0, 1e-9, 5.5, 1.0, 0.0, np.nan, 1.0, 1.0, 1.0])
-    run.write_arrays(BY_KL.id, {"roles": roles, "kl/hf/vllm": kl, "prompt_ids/hf": ids, "prompt_ids/vllm": ids})
-    return run
+KL_PAGE, CRASH_PAGE = f"findings/{0x30:08x}.html", f"findings/{0x10:08x}.html"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
-    return make_run(tmp_path_factory.mktemp("store"), with_findings=True)
+def test_every_page_is_there(run: RunStore, pages: Site) -> None:
+    """The site has the pages of the menu and one for each finding, and every link between them leads somewhere."""
+    ids = set(run.frame("findings")["id"])
+    assert set(pages) == {f"{name}.html" for name in site.PAGES} | {f"findings/{name}.html" for name in ids}
+    for place, page in pages.items():
+        for link in page.attributes("href"):
+            path = link.partition("#")[0].partition("?")[0]
+            if path.endswith(".html"):
+                target = (Path("/", place).parent / path).resolve().relative_to("/")
+                assert str(target) in pages, f"{place} links to {link}"
 
 
-@pytest.fixture(scope="module")
-def page(run: RunStore, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    return Page(site.build(load_run(run), tmp_path_factory.mktemp("site")).read_text(encoding="utf-8"))
+def test_hostile_text_is_shown_as_text(pages: Site) -> None:
+    """Markup in prompts, messages and reasons is shown letter by letter and never becomes an element, on any page."""
+    everything = "".join(page.words for page in pages.values())
+    assert pages[KL_PAGE].words.count(HOSTILE) >= 3, "prompt, detail and reason"
+    assert HOSTILE in pages[CRASH_PAGE].words, "message"
+    assert everything.count(HOSTILE) >= 6
+    assert RIGHT_TO_LEFT in pages[KL_PAGE].words
+    assert LONG in pages[KL_PAGE].words
+    assert "alert" not in "".join(page.scripts for page in pages.values())
+    assert not any(attributes.get("onerror") for page in pages.values() for _, attributes in page.elements)
 
 
-def test_hostile_text_is_shown_as_text(page: Page) -> None:
-    """Markup in prompts, messages and reasons is shown letter by letter and never becomes an element."""
-    assert page.words.count(HOSTILE) >= 4, "prompt, absent subject, message and reason"
-    assert RIGHT_TO_LEFT in page.words
-    assert LONG in page.words
-    assert "alert" not in page.scripts
-    assert not any(attributes.get("onerror") for _, attributes in page.elements)
-
-
-def test_control_characters_are_made_visible(page: Page) -> None:
+def test_control_characters_are_made_visible(pages: Site) -> None:
     """Control characters of a prompt, which HTML forbids or hides, appear as the symbols that stand for them."""
-    assert "after ␀␛[31m" in page.words
+    assert "after ␀␛[31m" in pages[KL_PAGE].words
 
 
-def test_every_finding_can_be_linked_and_replayed(run: RunStore, page: Page) -> None:
-    """Each finding has an anchor of its own and a command, to read and to copy, that names its capsule."""
-    ids = sorted(set(run.frame("findings")["id"]))
-    commands = [f"uv run harness replay {run.path / 'capsules' / f'{name}.json'}" for name in ids]
-    assert len(ids) == 2
-    assert sorted(name for name in page.attributes("id") if name.startswith("finding-")) == [
-        f"finding-{i}" for i in ids
-    ]
-    assert sorted(page.attributes("data-copy")) == commands
-    assert all(command in page.words for command in commands)
+def test_every_finding_can_be_linked_and_replayed(run: RunStore, pages: Site) -> None:
+    """Each finding has a page of its own, and commands, to read and to copy, that name its capsule."""
+    for name in sorted(set(run.frame("findings")["id"])):
+        page, capsule = pages[f"findings/{name}.html"], run.path / "capsules" / f"{name}.json"
+        commands = page.attributes("data-copy")
+        verbs = [command.split()[3] for command in commands]
+        assert verbs == ["replay", "shrink", "explain", "export", "export"]
+        assert all(str(capsule) in command and command in page.words for command in commands)
+        assert f"findings/{name}.html" in pages["findings.html"].attributes("href")
+        assert f"findings/{name}.html" in pages["index.html"].attributes("href")
 
 
-def test_page_loads_nothing_from_the_network(page: Page) -> None:
-    """Scripts, styles and images come from beside the page, and its content policy forbids anything else."""
-    loading = [attributes for tag, attributes in page.elements if tag in ("script", "link", "img")]
-    sources = [str(attributes.get(name) or "") for attributes in loading for name in ("src", "href")]
-    assert not [source for source in sources if source.lower().startswith(("http:", "https:", "//"))]
-    assert "assets/plotly.min.js" in sources
-    assert any("default-src 'none'" in content for content in page.attributes("content"))
+def test_pages_load_nothing_from_the_network(pages: Site) -> None:
+    """Scripts, styles and images come from beside the pages, and the content policy forbids anything else."""
+    for page in pages.values():
+        loading = [attributes for tag, attributes in page.elements if tag in ("script", "link", "img")]
+        sources = [str(attributes.get(name) or "") for attributes in loading for name in ("src", "href")]
+        assert not [source for source in sources if source.lower().startswith(("http:", "https:", "//"))]
+        assert [source.rpartition("../")[2] for source in sources if source.endswith("site.js")] == ["assets/site.js"]
+        assert any("default-src 'none'" in content for content in page.attributes("content"))
 
 
-def test_matrix_counts_the_stored_verdicts(run: RunStore, page: Page) -> None:
+def test_matrix_counts_the_stored_verdicts(run: RunStore, pages: Site) -> None:
     """Every number of the agreement matrix equals the verdict rows of that pair, property and kind."""
     shown: dict[tuple[str, str, str], int] = {}
     pair = prop = ""
-    for _, attributes in page.elements:
+    for _, attributes in pages["index.html"].elements:
         pair = attributes.get("data-pair") or pair
         prop = attributes.get("data-property") or prop
         if kind := attributes.get("data-verdict"):
@@ -194,18 +140,30 @@ def test_matrix_counts_the_stored_verdicts(run: RunStore, page: Page) -> None:
     assert {kind for _, _, kind in shown} == set(VERDICTS)
 
 
-def test_a_curve_is_drawn_or_its_absence_explained(page: Page) -> None:
+def test_a_curve_is_drawn_or_its_absence_explained(pages: Site) -> None:
     """A finding with arrays gets its KL by position; a crash says in words why there is none."""
-    assert page.attributes("data-figure") == ["data-kl-overview", f"data-kl-{0x30:08x}"]
-    assert "There is no curve" in page.words
-    assert "1 position not drawn" in page.words, "the NaN"
+    assert pages[KL_PAGE].attributes("data-figure") == [f"data-kl-{0x30:08x}"]
+    assert "There is no curve" in pages[CRASH_PAGE].words
+    assert "1 position not drawn" in pages[KL_PAGE].words, "the NaN"
 
 
-def test_counts_stand_beside_both_rules(page: Page) -> None:
+def test_counts_stand_beside_both_rules(pages: Site) -> None:
     """An image shows the reference rule, the exact contract, each subject's counts and its placeholders."""
-    text = " ".join(page.words.split())
-    assert "reference rule 139, exact contract 280 of 280 rounding-sensitive" in text
+    text = " ".join(pages[KL_PAGE].words.split())
+    assert "reference rule, as shipped 252 280 image 1 exact contract 280 280 image 1 hf 252 252" in text
+    assert "Rounding-sensitive" in text
     assert "hf 2; vllm 2." in text
+    assert "stretched to 28 × 9 units" in text
+
+
+def test_stages_stand_in_the_order_of_the_computation(pages: Site) -> None:
+    """The ledger goes from the outcome to the probabilities, whatever order verdicts were stored in; probes follow."""
+    text = " ".join(pages[KL_PAGE].words.split())
+    assert text.index("counts P2") < text.index("prompt_ids P1") < text.index("pixels P7") < text.index("hidden P6")
+    stages = ["hidden", "chunked", "layer.3", "outcome", "mm_features.first", "prompt_ids.batch"]
+    ordered = findings.in_order([{"stage": stage, "left": "a", "right": "b"} for stage in stages])
+    expected = ["outcome", "mm_features.first", "layer.3", "hidden", "prompt_ids.batch", "chunked"]
+    assert [row["stage"] for row in ordered] == expected
 
 
 def test_figures_escape_what_ends_a_script() -> None:
@@ -215,27 +173,66 @@ def test_figures_escape_what_ends_a_script() -> None:
 
 
 @pytest.mark.parametrize("cases", [0, 2])
-def test_page_of_a_run_without_findings(tmp_path: Path, cases: int) -> None:
-    """A run in which all agreed, and one that ended before its first case, still give a page that says so."""
+def test_site_of_a_run_without_findings(tmp_path: Path, cases: int) -> None:
+    """A run in which all agreed, and one that ended before its first case, still give every page, and say so."""
     run = make_run(tmp_path, with_findings=False) if cases else RunStore.create(tmp_path, {}, [])
-    page = Page(site.build(load_run(run), tmp_path / "site").read_text(encoding="utf-8"))
-    text = " ".join(page.words.split())
+    site.build(load_run(run), tmp_path / "site")
+    pages = read(tmp_path / "site")
+    assert set(pages) == {f"{name}.html" for name in site.PAGES}
+    text = " ".join(pages["index.html"].words.split())
     assert f"{cases} cases, 0 unexpected findings, 0 known" in text
     assert ("every property held" if cases else "no case has finished") in text
+    assert ("Not tried" if cases else "nothing was tried") in pages["inputs.html"].words
+
+
+def test_what_is_new_and_what_is_gone_since_the_run_before(tmp_path: Path) -> None:
+    """Beside the run before, findings are new, still there, or gone, with the cases that could have shown them."""
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    older = tmp_path / "store" / "20000101-000000-1"
+    newer = tmp_path / "store" / "20000102-000000-1"
+    newer.parent.mkdir()
+    first.path.rename(older)
+    second.path.rename(newer)
+    for path, started in ((older, "2000-01-01T00:00:00+00:00"), (newer, "2000-01-02T00:00:00+00:00")):
+        run = RunStore(path)
+        run.write_header(run.header() | {"started": started})
+    extra = dataclasses.replace(finding_of(BY_KL, VERDICTS_BY_CASE[BY_KL][0], 1), signature="P1/prompt_ids/gone")
+    RunStore(older).append({"findings": [dataclasses.asdict(extra) | {"subjects": "[]"}]})
+    site.build(load_run(RunStore(newer)), tmp_path / "site")
+    text = " ".join(read(tmp_path / "site")["index.html"].words.split())
+    assert "0 new" in text
+    assert "2 still there" in text
+    assert "1 not seen any more P1/prompt_ids/gone tiny-31b, fixed, or missed in 1 case" in text
 
 
 @pytest.mark.parametrize("text", ["cause = 'the known cause'\nlink = 'javascript:alert(1)'", "not toml", None])
 def test_known_cause_is_told_if_its_file_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:
-    """A known deviation shows its cause; a file that is gone or broken does not stop the page, nor does a bad link."""
-    monkeypatch.setattr(site, "DEVIATIONS", tmp_path)
+    """A known deviation shows its cause; a file that is gone or broken stops no page, nor does a bad link."""
+    monkeypatch.setattr(findings, "DEVIATIONS", tmp_path)
+    monkeypatch.setattr(findings, "ISSUES", tmp_path)
     if text:
         (tmp_path / "known.toml").write_text(text)
+        (tmp_path / "known.md").write_text("# The issue <b>\n<details>its script")
     run = make_run(tmp_path / "store", with_findings=False)
     finding = dataclasses.replace(finding_of(BY_KL, VERDICTS_BY_CASE[BY_KL][2], 1), deviation="known")
     run.append({"findings": [dataclasses.asdict(finding) | {"subjects": "[]"}]})
     write_json(run.path / "capsules" / "00000001.json", Capsule(SCHEMA_VERSION, finding, BY_KL, {}, "float32", "cpu"))
-    page = Page(site.build(load_run(run), tmp_path / "site").read_text(encoding="utf-8"))
+    site.build(load_run(run), tmp_path / "site")
+    page = read(tmp_path / "site")["findings/00000001.html"]
     assert ("the known cause" if text and text.startswith("cause") else "no longer in cases/deviations/") in page.words
+    assert ("# The issue <b>" in page.words) == bool(text)
+    assert "its script" not in page.words
     assert not any(href.startswith("javascript") for href in page.attributes("href"))
+
+
+def test_pictures_are_small_and_those_of_few_pixels_exact(tmp_path: Path) -> None:
+    """A large image is reduced to the site's size; one of a few pixels, looked at one by one, loses nothing."""
+    noise = np.random.default_rng(0).integers(0, 255, (600, 500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    Image.fromarray(noise[:7, :5]).save(tmp_path / "small.png")
+    with Image.open(tmp_path / site._picture(tmp_path / "large.png", tmp_path)) as large:
+        assert max(large.size) == site.PICTURE_PX
+    with Image.open(tmp_path / site._picture(tmp_path / "small.png", tmp_path)) as small:
+        assert (np.asarray(small.convert("RGB")) == noise[:7, :5]).all()

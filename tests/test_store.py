@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from harness import store
 from harness.errors import UserError
 from harness.schema import SCHEMA_VERSION, Capsule, Case, Finding, ImageSpec, Part
 from harness.store import RunStore, find_case, locked, read_capsule, write_json
@@ -54,6 +56,42 @@ def test_what_a_killed_run_was_writing_is_no_row(kept: RunStore) -> None:
     assert kept.finished() == set()
     kept.discard_unfinished_parts()
     assert not half.exists()
+
+
+def many(kept: RunStore, parts: int) -> list[str]:
+    ids = [f"{number:012d}" for number in range(parts)]
+    for name in ids:
+        kept.append({"cases": [{"case_id": name, "model": "m"}], "findings": [{"case_id": name}]})
+    return ids
+
+
+def test_many_parts_become_few_and_lose_nothing(kept: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every so many parts are merged into one, rows stay in the order in which they came, and appending goes on."""
+    monkeypatch.setattr(store, "MERGED_PARTS", 4)
+    ids = many(kept, 11)
+    names = sorted(path.name for path in (kept.path / "parts").iterdir())
+    assert names == ["000001-000004", "000005-000008", "000009", "000010", "000011"]
+    assert list(kept.frame("cases")["case_id"]) == list(kept.frame("findings")["case_id"]) == ids
+
+
+def test_a_kill_between_merging_and_removing_doubles_nothing(kept: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where merged parts still lie beside what was made of them, each row counts once; the next start removes them."""
+    monkeypatch.setattr(store, "MERGED_PARTS", 4)
+    killed = ValueError("killed")
+
+    def killing(path: Path) -> None:
+        raise killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killing)
+        with pytest.raises(ValueError, match="killed"):
+            many(kept, 4)
+    assert len(list((kept.path / "parts").iterdir())) == 5
+    assert list(kept.frame("cases")["case_id"]) == [f"{number:012d}" for number in range(4)]
+    kept.discard_unfinished_parts()
+    assert [path.name for path in (kept.path / "parts").iterdir()] == ["000001-000004"]
+    kept.append({"cases": [{"case_id": "later", "model": "m"}]})
+    assert len(kept.finished()) == 5
 
 
 def test_two_writers_of_one_run_are_refused(kept: RunStore) -> None:
