@@ -14,7 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ from safetensors.numpy import save_file
 
 from harness.builds import ready
 from harness.checkpoint import Checkpoint
-from harness.comparators import Context, Limits, Side, compare, load_side
+from harness.comparators import Context, Limits, Side, compare, generation, load_side
+from harness.comparators.generation import Round
 from harness.comparators.kl import OutputHead
 from harness.comparators.start_up import check_loaded
 from harness.comparators.suspects import findings
 from harness.deviations import Deviation, explain
 from harness.environments import Subject
 from harness.errors import EngineUnavailable, EngineUnsupported
+from harness.generation import play
 from harness.media import arrays as media_arrays
 from harness.pool import Worker, thread_share
 from harness.records import rows_of
@@ -86,8 +88,13 @@ class Timing:
 class Flight:
     """A case that workers have: what each makes of it, then of its probe."""
 
-    case: Case
+    request: Request
     futures: list[Future[Observation]] = field(default_factory=list)
+
+    @property
+    def case(self) -> Case:
+        """What all of them were asked about."""
+        return self.request.case
 
 
 class Fleet:
@@ -148,17 +155,24 @@ class Fleet:
             save_file(drawn, media_path)
         template = self.template if case.form == "chat" else ""
         words = texts(case, template, waves=self.waves)
-        flight = Flight(case)
+        flight = Flight(Request(case, media_path=media_path, arrays_path=str(self.scratch / case.id), **words))
         for probe in (False, True) if case.probe else (False,):
-            for name in {**self.workers, **self.absent}:
-                if name in self.absent:
-                    absent = Observation(case.id, name, "unavailable", self.absent[name], probe=probe)
-                    flight.futures.append(_done(absent))
-                    continue
-                arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
-                request = Request(case, media_path=media_path, arrays_path=arrays_path, probe=probe, **words)
-                flight.futures.append(self._executors[name].submit(self.workers[name].run, request))
+            for name in self.names:
+                arrays_path = f"{flight.request.arrays_path}.{name}{'.probe' * probe}"
+                request = replace(flight.request, arrays_path=arrays_path, probe=probe)
+                flight.futures.append(self.ask(name, request))
         return flight
+
+    @property
+    def names(self) -> list[str]:
+        """Every subject, with a worker or absent."""
+        return list({**self.workers, **self.absent})
+
+    def ask(self, name: str, request: Request) -> Future[Observation]:
+        """Put a request into a worker's queue; an absent subject answers at once."""
+        if name in self.absent:
+            return _done(Observation(request.case.id, name, "unavailable", self.absent[name], probe=request.probe))
+        return self._executors[name].submit(self.workers[name].run, request)
 
     def discard(self, case: Case) -> None:
         """Free a case's scratch space."""
@@ -276,10 +290,15 @@ class Campaign:
 
     def _finish(self, flight: Flight, run_started: float) -> Result:
         case, observations = flight.case, tuple(future.result() for future in flight.futures)
+        rounds: list[Round] = []
+        if case.continuation and "P6" in self.workers.options.properties:
+            rounds = play(flight.request, self.workers.names, self.workers.ask)
         compare_started = time.perf_counter()
         assert self._context is not None
         sides = [load_side(observation) for observation in observations]
         comparison = compare(case, sides, self._context, self.workers.options.properties)
+        if rounds:
+            comparison.verdicts += list(generation.compare(rounds, self._context, comparison))
         # How the model loaded is told once, with its first case.
         comparison.verdicts += self._loaded
         self._loaded = []
@@ -292,6 +311,6 @@ class Campaign:
         now = time.perf_counter()
         self.timing.compare_s += now - compare_started
         self.timing.wall_s = now - run_started
-        for observation in observations:
+        for observation in (*observations, *(side.observation for round_ in rounds for side in round_.sides)):
             self.timing.engine_s[observation.subject] += observation.engine_s
         return Result(case, observations, tuple(comparison.verdicts), found, rows, arrays, tuple(sides))

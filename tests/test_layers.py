@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"worker", "pool", "campaign", "session", "doctor", "sweep", "replay", "hunt", "explain", "export", "bisect"}
-        | {"export_script"}
+        | {"export_script", "generation"}
     ),
     frozenset({"cli", "cli_capsule", "cli_sweep", "options", "show", "suite", "__main__"}),
 )

@@ -23,7 +23,17 @@ from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_
 from harness.engines.audit import audit_tensors
 from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
 from harness.engines.hf_inputs import by_chat, by_ids, by_text
-from harness.engines.hf_paths import Forward, generated, negated, padded, plain, token_by_token, video_encoded_first
+from harness.engines.hf_paths import (
+    Forward,
+    continued,
+    generated,
+    negated,
+    padded,
+    plain,
+    token_by_token,
+    video_encoded_first,
+    written,
+)
 from harness.engines.hf_record import Encoders
 from harness.engines.inputs import Sample, step, with_changed_tensor
 from harness.render import messages, tools
@@ -173,6 +183,21 @@ class HfEngine:
         cache = DynamicCache(config=self.model.config)
         score = partial(token_by_token, self.forward, at=at, cache=cache)
         return self._score([Sample.of(request, arrays)], score=score)
+
+    def go_on(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
+        """Write a continuation with `generate`, or score one."""
+        sample = Sample.of(request, arrays)
+        inputs = self._prepared([sample])
+        if request.generate:
+            assert request.case.continuation is not None
+            recording = Recording()
+            recording.add("continuation", written(self.model, inputs, request.generate, request.case.continuation.seed))
+            return recording
+        score = None
+        if request.singly:
+            cache = DynamicCache(config=self.model.config)
+            score = partial(token_by_token, self.forward, at=len(request.continuation) - 1, cache=cache)
+        return self._scored([sample], continued(inputs, request.continuation), score=score)
 
     def _repeat(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
         self._score([Sample.before(request, arrays)])

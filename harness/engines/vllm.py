@@ -38,7 +38,7 @@ from harness.engines.audit import audit_tensors
 from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
 from harness.engines.inputs import Media
 from harness.engines.vllm_media import PromptSide, prompt
-from harness.engines.vllm_probes import probe
+from harness.engines.vllm_probes import go_on, probe
 from harness.engines.vllm_tap import Encoded, Tap
 from harness.schema import Counts, LoadReport, Medium, Request
 
@@ -196,6 +196,13 @@ class VllmEngine:
         if output.num_cached_tokens:
             raise RuntimeError(f"{output.num_cached_tokens} tokens of a plain run came from a cache: nothing must")
         return self.record(request, media, output)
+
+    def go_on(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
+        """Write a continuation, or score one."""
+        if self.broken:
+            self.start(self.checkpoint, self.dtype)
+        self.tap.clear()
+        return go_on(self, request, Media.of(request.case.parts, arrays))
 
     def prompt(self, request: Request, media: Media, text: str | list[int] | None = None) -> dict[str, Any]:
         """The request's prompt, or another with its budget, under a name of its own in every cache."""
