@@ -38,7 +38,8 @@ def measure(subjects: str, model: str, cases: int, store: Path) -> dict[str, Any
 def plain(model: str, cases: int) -> dict[str, Any]:
     """The same by plain calls, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.plain", model, str(cases), "0"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    # One thread: several only wait for one another in so small a model, and the workers of a campaign have one, too.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["", *sys.path]), "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, cwd=root)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
