@@ -21,7 +21,7 @@ SHARED = os.environ.get("HARNESS_SHARED_EXAMPLES", "")
 """A directory of failing examples that another machine kept, such as CI's .harness/hypothesis; read, never written."""
 
 
-for _name, _examples in {"smoke": 4, "ci": 8, "nightly": 300}.items():
+for _name, _examples in {"smoke": 4, "ci": 5, "nightly": 300}.items():
     settings.register_profile(
         _name,
         max_examples=_examples,

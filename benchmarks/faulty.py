@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "GEMMA4_HARNESS_FAULT"
+FAULTS = Path(__file__).with_name("faults.toml")
+STAGES = Path(__file__).with_name("stages.toml")
+"""Faults of one known stage each, for benchmarks/transplant.py; they say which."""
+
 SOURCE = Path(__file__).resolve().parents[1] / "harness" / "native"
 _PACKAGE = "harness.native"
 
@@ -30,11 +34,12 @@ class Fault:
     right: str
     wrong: str
     models: tuple[str, ...]
+    stage: str = ""
 
 
-def read_faults() -> list[Fault]:
-    """Every fault of faults.toml."""
-    table = tomllib.loads(Path(__file__).with_name("faults.toml").read_text(encoding="utf-8"))
+def read_faults(path: Path = FAULTS) -> list[Fault]:
+    """Every fault of a file."""
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
     return [Fault(name, **(fields | {"models": tuple(fields["models"])})) for name, fields in table.items()]
 
 
@@ -67,7 +72,7 @@ def plant(fault: Fault, directory: Path) -> None:
 
 def _planted() -> str:
     name = os.environ[VARIABLE]
-    (fault,) = (fault for fault in read_faults() if fault.name == name)
+    (fault,) = (fault for path in (FAULTS, STAGES) for fault in read_faults(path) if fault.name == name)
     with tempfile.TemporaryDirectory() as directory:
         plant(fault, Path(directory))
         importlib.import_module("harness.engines.native")  # All of the copy is read before it goes.

@@ -14,7 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,16 @@ PIPELINE_DEPTH = 3
 
 @dataclass(frozen=True)
 class Options:
-    """How subjects are run and compared, the same for every case of a campaign."""
+    """How subjects are run and compared, the same for every case of a campaign.
+
+    With `deep` the decoder's stages are recorded too, and the subjects beside the others run every case.
+    """
 
     dtype: str = "float32"
     device: str = "cpu"
     timeout_s: float = 120.0
     properties: tuple[Property, ...] = tuple(PROPERTIES)
+    deep: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Result:
     """Everything about one finished case: what was observed, judged and found, and the rows to store.
 
     `sides` are the observations with every array that was recorded; whoever collects results should let them go.
+    `beside` are those of subjects that have no vote. A case of calibration is not judged: it has sides alone.
     """
 
     case: Case
@@ -64,6 +69,7 @@ class Result:
     rows: Mapping[str, list[dict[str, Any]]]
     arrays: Mapping[str, Any]
     sides: tuple[Side, ...] = ()
+    beside: tuple[Side, ...] = ()
 
 
 @dataclass
@@ -87,18 +93,26 @@ class Flight:
     """A case that workers have: what each makes of it, then of its probe."""
 
     case: Case
+    calibrates: bool = False
     futures: list[Future[Observation]] = field(default_factory=list)
 
 
 class Fleet:
     """The workers of several subjects, and scratch space in memory for what passes between them."""
 
-    def __init__(self, subjects: Sequence[Subject], options: Options, logs: Path) -> None:
-        """Describe the workers; a subject that cannot run here is kept, with the reason, in `absent`."""
+    def __init__(
+        self, subjects: Sequence[Subject], options: Options, logs: Path, beside: Sequence[Subject] = ()
+    ) -> None:
+        """Describe the workers; a subject that cannot run here is kept, with the reason, in `absent`.
+
+        Subjects `beside` the others have no vote, and run only where they are asked for: cases of calibration, and
+        those of a fleet that goes deep.
+        """
         self.options = options
         self.subjects = {subject.name: subject for subject in subjects}
+        self.beside = {subject.name: subject for subject in beside if subject.name not in self.subjects}
         self.absent: dict[str, str] = {}
-        startable = [found for subject in subjects if (found := self._ready(subject))]
+        startable = [found for s in (*subjects, *self.beside.values()) if (found := self._ready(s))]
         threads = thread_share(max(1, len(startable)))
         self.workers = {
             s.name: Worker(s, logs / f"{s.name}.log", threads=threads, timeout_s=options.timeout_s) for s in startable
@@ -138,8 +152,19 @@ class Fleet:
         opened = Checkpoint.open(checkpoint)
         self.loaded, self.template, self.waves = (checkpoint, dtype), opened.chat_template, opened.takes_waves
 
-    def submit(self, case: Case) -> Flight:
+    def submit(self, case: Case, *, calibrates: bool = False) -> Flight:
         """Draw a case's media once and hand it, and its probe, to every worker's queue."""
+        flight, plain = Flight(case, calibrates), self.request(case)
+        anchored = calibrates and case.probe is not None and case.probe.kind == "batch"  # Once is enough.
+        voters, beside = list(self.subjects), list(self.beside) if anchored or self.options.deep else []
+        runs = [(name, False) for name in (*voters, *beside)] + [(name, True) for name in voters if case.probe]
+        for name, probe in runs:
+            arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
+            flight.futures.append(self.ask(name, replace(plain, arrays_path=arrays_path, probe=probe)))
+        return flight
+
+    def request(self, case: Case) -> Request:
+        """A plain run of a case, its media drawn; it still needs a place for its arrays."""
         companion = case.probe.companion if case.probe else ()
         drawn = media_arrays(case.parts) | media_arrays(companion, "companion.")
         media_path = ""
@@ -148,17 +173,13 @@ class Fleet:
             save_file(drawn, media_path)
         template = self.template if case.form == "chat" else ""
         words = texts(case, template, waves=self.waves)
-        flight = Flight(case)
-        for probe in (False, True) if case.probe else (False,):
-            for name in {**self.workers, **self.absent}:
-                if name in self.absent:
-                    absent = Observation(case.id, name, "unavailable", self.absent[name], probe=probe)
-                    flight.futures.append(_done(absent))
-                    continue
-                arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
-                request = Request(case, media_path=media_path, arrays_path=arrays_path, probe=probe, **words)
-                flight.futures.append(self._executors[name].submit(self.workers[name].run, request))
-        return flight
+        return Request(case, media_path=media_path, arrays_path="", probe=False, deep=self.options.deep, **words)
+
+    def ask(self, name: str, request: Request) -> Future[Observation]:
+        """What a subject makes of a request; of one that is absent, why."""
+        if name in self.absent:
+            return _done(Observation(request.case.id, name, "unavailable", self.absent[name], probe=request.probe))
+        return self._executors[name].submit(self.workers[name].run, request)
 
     def discard(self, case: Case) -> None:
         """Free a case's scratch space."""
@@ -176,6 +197,7 @@ class Fleet:
         return {
             name: {"engine": self.subjects[name].engine, **_noted(self.subjects[name]), **worker.versions}
             for name, worker in self.workers.items()
+            if name in self.subjects
         }
 
     def close(self) -> None:
@@ -212,10 +234,10 @@ def _done(observation: Observation) -> Future[Observation]:
 
 
 @contextmanager
-def fleet(subjects: Sequence[Subject], options: Options, logs: Path) -> Iterator[Fleet]:
+def fleet(subjects: Sequence[Subject], options: Options, logs: Path, beside: Sequence[Subject] = ()) -> Iterator[Fleet]:
     """A fleet that is closed whatever happens."""
     with ExitStack() as stack:
-        workers = Fleet(subjects, options, logs)
+        workers = Fleet(subjects, options, logs, beside)
         stack.callback(workers.close)
         yield workers
 
@@ -234,11 +256,21 @@ class Campaign:
         # The workers have the cores; a second thread here would wait for one of them in a busy loop.
         torch.set_num_threads(1)
         self.timing = Timing()
+        self.kl_limits: dict[tuple[str, str], float] = {}
+        """Model, compute type -> the largest KL in nats that counts as agreement, where it is known better."""
         self._context: Context | None = None
         self._loaded: list[Verdict] = []
 
-    def run(self, cases: Iterable[Case]) -> Iterator[Result]:
+    @property
+    def context(self) -> Context:
+        """What comparisons over the model that is loaded share."""
+        assert self._context is not None
+        return self._context
+
+    def run(self, cases: Iterable[Case], calibrating: Collection[str] = ()) -> Iterator[Result]:
         """Results in the order of the cases, which should be grouped by model and may depend on earlier results.
+
+        Those with an id in `calibrating` are run and not judged.
 
         Raises:
             UserError: a model that is no checkpoint.
@@ -247,11 +279,11 @@ class Campaign:
         flying: deque[Flight] = deque()
         for case in cases:
             wanted = self.locate(case.model), case.dtype or self.workers.options.dtype
-            if wanted != self.workers.loaded:
+            if wanted != self.workers.loaded or self._context is None:
                 while flying:
                     yield self._finish(flying.popleft(), started)
                 self._load(*wanted)
-            flying.append(self.workers.submit(case))
+            flying.append(self.workers.submit(case, calibrates=case.id in calibrating))
             if len(flying) >= PIPELINE_DEPTH:
                 yield self._finish(flying.popleft(), started)
         while flying:
@@ -262,7 +294,10 @@ class Campaign:
         checkpoint = Checkpoint.open(directory)
         audit = "P8" in self.workers.options.properties
         self.workers.load(directory, dtype, audit=audit)
-        self._loaded = list(check_loaded(self.workers.reports, self.workers.refused)) if audit else []
+        voters = self.workers.subjects
+        reports = {name: report for name, report in self.workers.reports.items() if name in voters}
+        refused = {name: words for name, words in self.workers.refused.items() if name in voters}
+        self._loaded = list(check_loaded(reports, refused)) if audit else []
         self._context = Context(
             checkpoint.media_tokens,
             OutputHead.of(checkpoint),
@@ -275,11 +310,29 @@ class Campaign:
         self.timing.startup_s += time.perf_counter() - started
 
     def _finish(self, flight: Flight, run_started: float) -> Result:
-        case, observations = flight.case, tuple(future.result() for future in flight.futures)
+        case, everything = flight.case, [future.result() for future in flight.futures]
         compare_started = time.perf_counter()
-        assert self._context is not None
-        sides = [load_side(observation) for observation in observations]
-        comparison = compare(case, sides, self._context, self.workers.options.properties)
+        every_side = [load_side(observation) for observation in everything]
+        sides = [side for side in every_side if side.name in self.workers.subjects]
+        beside = tuple(side for side in every_side if side.name in self.workers.beside)
+        result = Result(case, tuple(side.observation for side in sides), (), (), {}, {}, tuple(sides), beside)
+        if not flight.calibrates:
+            result = self._judged(result)
+        self.workers.discard(case)
+        now = time.perf_counter()
+        self.timing.compare_s += now - compare_started
+        self.timing.wall_s = now - run_started
+        for observation in everything:
+            self.timing.engine_s[observation.subject] += observation.engine_s
+        return result
+
+    def _judged(self, result: Result) -> Result:
+        """The result with verdicts, findings and rows."""
+        case, sides, context = result.case, result.sides, self.context
+        measured = self.kl_limits.get((case.model, case.dtype or self.workers.options.dtype))
+        if measured is not None:
+            context = replace(context, limits=replace(context.limits, kl_nats=measured))
+        comparison = compare(case, sides, context, self.workers.options.properties)
         # How the model loaded is told once, with its first case.
         comparison.verdicts += self._loaded
         self._loaded = []
@@ -288,10 +341,4 @@ class Campaign:
         ran, device = self.workers.described, self.workers.options.device
         found = tuple(explain(finding, case, self.deviations, ran, device) for finding in judged)
         rows, arrays = rows_of(case, sides, comparison, found)
-        self.workers.discard(case)
-        now = time.perf_counter()
-        self.timing.compare_s += now - compare_started
-        self.timing.wall_s = now - run_started
-        for observation in observations:
-            self.timing.engine_s[observation.subject] += observation.engine_s
-        return Result(case, observations, tuple(comparison.verdicts), found, rows, arrays, tuple(sides))
+        return replace(result, verdicts=tuple(comparison.verdicts), findings=found, rows=rows, arrays=arrays)

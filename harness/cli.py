@@ -74,6 +74,10 @@ def run(
         ),
     ] = "",
     cases: Annotated[int | None, typer.Option(min=1, help="Cases in all, spread over the models.")] = None,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(min=0, help=f"Cases a model that measure noise. Default, by profile: {session.CALIBRATED}."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other cases.")] = 0,
     properties: Annotated[str, typer.Option(help="all, or P1 to P12, comma-separated.")] = "all",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -101,6 +105,7 @@ def run(
             models=_models(models or ("all" if profile == "nightly" else "variants")),
             subjects=split(subjects) or session.DEFAULT_SUBJECTS,
             cases=cases or session.PROFILES[one_of("--profile", profile, tuple(session.PROFILES))],
+            calibrate=session.CALIBRATED[profile] if calibrate is None else calibrate,
             seed=seed,
             properties=_properties(properties),
             dtype=one_of("--dtype", dtype, DTYPES),
@@ -119,6 +124,7 @@ def run(
     page = site.build(frames, kept.path / "site")
     stale = session.stale_deviations(kept, plan)
     show.run(console, frames, document, stale, page)
+    show.forecasts(console, kept.frame("forecasts"))
     show.unmet(console, session.unmet_deviations(kept, plan))
     _write_document(json_file, document)
     raise typer.Exit(_status(document, strict and bool(stale), named=bool(subjects)))

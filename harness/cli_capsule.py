@@ -18,7 +18,7 @@ from harness import export as exporting
 from harness import hunt, show
 from harness.errors import UserError
 from harness.media import thumbnail
-from harness.options import StoreOption, chosen_subjects, progress, writable
+from harness.options import StoreOption, built, chosen_subjects, progress, writable
 from harness.replay import Replayed, Target, target, warm
 from harness.replay import replay as replay_all
 from harness.session import THUMBNAIL_PX
@@ -44,6 +44,7 @@ def replay(
     names = chosen_subjects(subjects, console)
     readable, unreadable = _readable(targets, store)
     done: list[Replayed] = []
+    built(names or [name for entry in readable for name in entry.subjects], console)
     if readable:
         with progress(console) as bar:
             task = bar.add_task("starting subjects", total=len(readable))
@@ -82,6 +83,7 @@ def shrink(
     entry = target(wanted, store)
     console = Console(stderr=json_output)
     names = chosen_subjects(subjects, console) or hunt.subjects_needed(entry.finding, entry.subjects)
+    built(names, console)
     with progress(console) as bar, warm([entry], names, max(5.0, timeout_s / 4)) as campaign:
         task = bar.add_task(f"starting {', '.join(names)}", total=None)
 
@@ -108,7 +110,8 @@ def explain(
     entry = target(wanted, store)
     console = Console(stderr=json_output)
     names = chosen_subjects(subjects, console) or entry.subjects
-    with console.status("running subjects", spinner="dots"), warm([entry], names) as campaign:
+    built(names, console)
+    with console.status("running subjects", spinner="dots"), warm([entry], names, deep=True) as campaign:
         explained = explaining.explain(entry, campaign)
     document = plain({name: value for name, value in vars(explained).items() if name != "arrays"})
     show.explained(console, explained)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from harness import session
-from harness.errors import UserError
+from harness.errors import EngineUnavailable, UserError
 from harness.store import RunStore
 
 StoreOption = Annotated[Path, typer.Option(help="Where runs are kept.")]
@@ -55,6 +55,13 @@ def chosen_subjects(text: str, console: Console) -> tuple[str, ...]:
     if names:
         available(names, console)
     return names
+
+
+def built(names: Sequence[str], console: Console) -> None:
+    """Build what subjects of a capsule need, and show it; one that cannot run here is told of with its result."""
+    for name in dict.fromkeys(names):
+        with suppress(EngineUnavailable):
+            available([name], console)
 
 
 def writable(action: Callable[[], object], target: str) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from harness.comparators import Comparison, Side
+from harness.comparators.base import Array
+from harness.comparators.estimators import measured
+from harness.comparators.forecast import forecast
 from harness.comparators.kl import Divergence
 from harness.render import is_expanded
 from harness.schema import ROLES, Case, Finding, Part, to_json
@@ -23,6 +26,8 @@ def rows_of(
 ) -> tuple[Rows, dict[str, Any]]:
     """Rows by table, and arrays by name: `prompt_ids`, `roles` (indices into `ROLES`), `kl/LEFT/RIGHT`."""
     keys = {"case_id": case.id, "model": case.model}
+    plain = [side for side in sides if not side.observation.probe and "logprobs" in side.arrays]
+    own = {side.name: side.arrays["logprobs"] for side in plain}
     rows: Rows = {
         "cases": [keys | _case_row(case)],
         "images": [keys | row for row in _image_rows(case)],
@@ -30,7 +35,8 @@ def rows_of(
         "videos": [keys | row for row in _video_rows(case)],
         "observations": [keys | _observation_row(side) for side in sides],
         "verdicts": [keys | dataclasses.asdict(verdict) for verdict in comparison.verdicts],
-        "divergences": [keys | row for row in _divergence_rows(comparison)],
+        "divergences": [keys | row for row in _divergence_rows(comparison, own)],
+        "forecasts": [keys | row for row in _forecast_rows(comparison, own)],
         "findings": [dataclasses.asdict(f) | {"subjects": json.dumps(f.subjects)} for f in found],
     }
     return rows, _arrays(sides, comparison)
@@ -96,29 +102,56 @@ def _observation_row(side: Side) -> dict[str, Any]:
     }
 
 
-def _divergence_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+LogProbs = Mapping[str, Array]
+"""Subject -> its own log-probabilities of the prompt's tokens but the first, (T-1,)."""
+
+
+def _scored(pair: tuple[str, str], positions: int, own: LogProbs) -> tuple[Array, Array] | None:
+    """Both subjects' own log-probabilities of the same tokens, if both have one for each."""
+    found = [own[name] for name in pair if name in own and len(own[name]) == positions - 1]
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+def _divergence_rows(comparison: Comparison, own: LogProbs) -> Iterator[dict[str, Any]]:
+    """Rows by role. A token's log-probability has the role of the position before it, which predicts it."""
     for (left, right), divergence in comparison.divergences.items():
         roles = np.array(divergence.roles)
+        scored = _scored((left, right), len(roles), own)
         for role in ("all", *ROLES):
             chosen = np.ones(len(roles), dtype=bool) if role == "all" else roles == role
             if chosen.any():
-                yield {"left": left, "right": right, "role": role, **summary(divergence, chosen)}
+                row = {"left": left, "right": right, "role": role, **summary(divergence, chosen)}
+                gen, train = (side[chosen[:-1]] for side in scored) if scored else (np.empty(0), np.empty(0))
+                yield row | {"tokens": len(gen), **(measured(gen, train) if len(gen) else {})}
+
+
+def _forecast_rows(comparison: Comparison, own: LogProbs) -> Iterator[dict[str, Any]]:
+    for (left, right), divergence in comparison.divergences.items():
+        if scored := _scored((left, right), len(divergence.roles), own):
+            yield from ({"left": left, "right": right, **row} for row in forecast(*scored))
+
+
+_PERCENTILES = {"p0_1": 0.1, "p1": 1, "p5": 5, "p10": 10, "p50": 50, "p90": 90, "p95": 95, "p99": 99, "p99_9": 99.9}
+"""Those that llama.cpp's perplexity tool prints of the KL of each position, interpolated as it does."""
 
 
 def summary(divergence: Divergence, chosen: Any) -> dict[str, Any]:
     """Statistics of KL(left || right) in nats over the chosen positions, with JS and the same-top-1 share."""
     kl, js = divergence.kl_left_right[chosen], divergence.js[chosen]
-    p50, p99, p99_9 = np.percentile(kl, (50, 99, 99.9))
+    tops = divergence.top_left[chosen], divergence.top_right[chosen]
     return {
         "n": len(kl),
         "mean": kl.mean(),
-        "p50": p50,
-        "p99": p99,
-        "p99_9": p99_9,
+        **dict(zip(_PERCENTILES, np.percentile(kl, list(_PERCENTILES.values())), strict=True)),
+        "min": kl.min(),
         "max": kl.max(),
         "js_mean": js.mean(),
         "js_max": js.max(),
         "same_top1": divergence.same_top1[chosen].mean(),
+        "reverse_mean": divergence.kl_right_left[chosen].mean(),
+        "entropy_left": divergence.entropy_left[chosen].mean(),
+        "entropy_right": divergence.entropy_right[chosen].mean(),
+        "top5_shared": (tops[0][:, :, None] == tops[1][:, None, :]).any(axis=2).mean(),
     }
 
 

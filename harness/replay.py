@@ -10,7 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.calibration import beside
 from harness.campaign import Campaign, Options, Result, fleet
+from harness.comparators import Limits
 from harness.deviations import load_deviations
 from harness.environments import known_subjects, resolve
 from harness.schema import PROBES, PROPERTIES, Case, Finding, Property
@@ -56,14 +58,30 @@ def target(name: str, store: Path) -> Target:
 
 @contextmanager
 def warm(
-    targets: Sequence[Target], subjects: Sequence[str], timeout_s: float = Options.timeout_s
+    targets: Sequence[Target], subjects: Sequence[str], timeout_s: float = Options.timeout_s, *, deep: bool = False
 ) -> Iterator[Campaign]:
-    """A campaign with subjects of its own, on the first target's device, that checks what any of the targets needs."""
+    """A campaign with subjects of its own, on the first target's device, that checks what any of the targets needs.
+
+    A deep one records every stage, and runs native and its float64 beside the subjects. Where a finding was judged by a
+    measured limit, that limit holds again.
+    """
     asked = {*Options.properties, *(entry.property for entry in targets)}
     properties = tuple(prop for prop in PROPERTIES if prop in asked)
-    options = Options(targets[0].dtype, targets[0].device, timeout_s, properties)
-    with tempfile.TemporaryDirectory() as logs, fleet(resolve(subjects), options, Path(logs)) as workers:
-        yield Campaign(workers, locate, load_deviations())
+    options = Options(targets[0].dtype, targets[0].device, timeout_s, properties, deep)
+    others = beside() if deep else []
+    with tempfile.TemporaryDirectory() as logs, fleet(resolve(subjects), options, Path(logs), others) as workers:
+        campaign = Campaign(workers, locate, load_deviations())
+        for entry in targets:
+            campaign.kl_limits |= measured_limit(entry)
+        yield campaign
+
+
+def measured_limit(entry: Target) -> dict[tuple[str, str], float]:
+    """The limit of a finding of KL, which calibration may have set, by model and compute type."""
+    finding, dtype = entry.finding, entry.case.dtype or entry.dtype
+    if finding is None or finding.unit != "nats" or not finding.limit or finding.stage == "logprobs":
+        return {}
+    return {(entry.case.model, dtype): min(finding.limit, Limits.of(dtype).kl_nats)}
 
 
 @dataclass(frozen=True)

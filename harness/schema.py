@@ -204,7 +204,8 @@ class Request:
     `media_path` is a safetensors file with `image.0` uint8 (H, W) or (H, W, channels), `audio.0` float32 (samples,),
     `video.0` uint8 (frames, H, W, 3) and so on; those of a batch companion start with `companion.`. The worker writes
     the arrays of its observation to `arrays_path`, also safetensors. With `probe` it runs the case as its probe says.
-    `expanded` is the prompt with every placeholder written out, where the probe asks for that.
+    `expanded` is the prompt with every placeholder written out, where the probe asks for that. With `deep` the stages
+    of the decoder are recorded too. `grafts_path` is a safetensors file of stages that replace the subject's own.
     """
 
     case: Case
@@ -214,6 +215,8 @@ class Request:
     companion: str = ""
     probe: bool = False
     expanded: str = ""
+    deep: bool = False
+    grafts_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,8 @@ class Observation:
     Arrays, by stage: `prompt_ids` (T,) int64; `pixels.k` (patches, patch values) and `positions.k`
     (patches, 2) without padding; `mm_features.k` (rows, hidden); `hidden` (T, hidden), final and normed;
     `logprobs` (T-1,), entry t for token t+1. The k-th recording and video have `audio_features.k` and
-    `video_features.k` (rows, hidden). Floating arrays are float32 whatever the engine computed in.
+    `video_features.k` (rows, hidden). If the request asks for depth, `merged_embeddings`, what enters the decoder, and
+    `layer.k`, what leaves its layers, (T, hidden). Floating arrays are float32 whatever the engine computed in.
     """
 
     case_id: str

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from harness import calibration, comparisons
 from harness.builds import Say, ready
 from harness.campaign import Campaign, Fleet, Options, Result, fleet
 from harness.checkpoint import Checkpoint
@@ -39,6 +40,9 @@ _SHORT = 40
 PROFILES = {"smoke": 75, "ci": 250, "nightly": 3_600}
 """Profile -> cases in all, spread evenly over the models, and within each over the properties that it is asked for."""
 
+CALIBRATED = {"smoke": 0, "ci": 5, "nightly": 20}
+"""Profile -> cases a model that measure noise before its own cases run; each is given to the engines four times."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,7 +57,13 @@ class Plan:
     device: str = "cpu"
     timeout_s: float = Options.timeout_s
     deviations: bool = True
+    calibrate: int = 0
     __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether noise is measured: some is asked for, and a property is that is compared with it."""
+        return bool(self.calibrate and {"P6", "P7"} & {*self.properties})
 
     @property
     def options(self) -> Options:
@@ -141,19 +151,47 @@ def carry_out(run: RunStore, plan: Plan, watch: Watch) -> None:
     """Run every case that has no rows yet, keeping each result; Ctrl-C keeps what is finished."""
     with locked(run):
         run.discard_unfinished_parts()
-        finished = run.finished()
-        remaining = [case for case in run.cases() if case.id not in finished]
-        deviations = load_deviations() if plan.deviations else []
-        with fleet(resolve(plan.subjects), plan.options, run.path / "logs") as workers:
-            watch(Progress("starting", len(finished), len(finished) + len(remaining), ", ".join(plan.subjects)))
-            campaign = Campaign(workers, locate, deviations)
-            keeper = Keeper(run, plan, workers)
-            try:
-                for number, result in enumerate(campaign.run(remaining), start=len(finished) + 1):
-                    keeper.keep(result)
-                    watch(Progress("case", number, len(finished) + len(remaining), result.case.model))
-            finally:
-                _close_header(run, workers, campaign)
+        beside = calibration.beside() if plan.calibrates else []
+        with fleet(resolve(plan.subjects), plan.options, run.path / "logs", beside) as workers:
+            run_on(workers, run, plan, watch)
+
+
+def run_on(workers: Fleet, run: RunStore, plan: Plan, watch: Watch) -> None:
+    """Measure noise and run what remains on workers that are there, then say what all cases together come to."""
+    finished, cases, calibrations = run.finished(), run.cases(), _calibrations(run, plan)
+    remaining = [case for case in cases if case.id not in finished]
+    calibrating = {case.id for drawn in calibrations.values() for case in drawn}
+    number, total = len(finished), len(cases)
+    watch(Progress("starting", number, total, ", ".join(plan.subjects)))
+    campaign = Campaign(workers, locate, load_deviations() if plan.deviations else [])
+    calibrator = calibration.Calibrator(campaign, run.rows("noise"))
+    keeper = Keeper(run, plan, workers)
+    try:
+        for result in campaign.run(calibration.before(remaining, calibrations), calibrating):
+            if result.case.id in calibrating:
+                if rows := calibrator.take(result):
+                    run.append({"noise": rows})
+                continue
+            keeper.keep(result)
+            number += 1
+            watch(Progress("case", number, total, result.case.model))
+    finally:
+        _close_header(run, workers, campaign)
+    if plan.calibrates and run.frame("comparisons").empty:
+        run.append({"comparisons": comparisons.of_run(run, plan.dtype, plan.device)})
+
+
+def _calibrations(run: RunStore, plan: Plan) -> dict[str, list[Case]]:
+    """Model -> the cases by which its noise is measured, without those that were measured already."""
+    if not plan.calibrates:
+        return {}
+    cases, measured = run.cases(), set(run.frame("noise")["case_id"])
+    known, models = {case.id for case in cases}, dict.fromkeys(case.model for case in cases)
+    drawn = {
+        model: calibration.drawn(model, plan.calibrate, plan.seed + _SEED_STEP * k, known)
+        for k, model in enumerate(models)
+    }
+    return {model: [case for case in own if calibration.key(case) not in measured] for model, own in drawn.items()}
 
 
 def _close_header(run: RunStore, workers: Fleet, campaign: Campaign) -> None:

@@ -19,6 +19,7 @@ from harness.hunt import Shrunk
 from harness.replay import Replayed
 from harness.schema import PROPERTIES, Case
 from harness.sweep import Swept
+from harness.transplant import Graft, Transplant
 from reports.frames import VERDICTS, Frames, agreement
 from reports.history import History
 
@@ -35,6 +36,7 @@ def _table(title: str, *columns: str) -> Table:
 def run(console: Console, frames: Frames, document: dict[str, Any], stale: Sequence[str], page: Path) -> None:
     """The agreement matrix, the findings, what to do next."""
     console.print(_matrix(frames))
+    _print_comparisons(console, document["comparisons"])
     if document["findings"]:
         _print_findings(console, document["findings"], document["cases"])
     absent = {name: s["reason"] for name, s in document["subjects"].items() if s["status"] != "ok"}
@@ -50,6 +52,15 @@ def run(console: Console, frames: Frames, document: dict[str, Any], stale: Seque
     )
     console.print(f"run {document['run_id']}; page:", style="dim")
     console.print(str(page), soft_wrap=True)
+
+
+def forecasts(console: Console, frame: pd.DataFrame) -> None:
+    """One line a pair: what the masks and clips of training stacks would touch, were the left to generate."""
+    total = frame.groupby(["left", "right", "rule", "level"], sort=False)[["n", "dropped"]].sum().reset_index()
+    total["pair"] = total["left"] + " -> " + total["right"]
+    for pair, rows in total.groupby("pair", sort=False):
+        hit = [f"{r.rule} {r.dropped:,} of {r.n:,} {r.level}s" for r in rows[rows["dropped"] > 0].itertuples()]
+        _line(console, escape(f"RL forecast {pair!s}: {'; '.join(hit) or 'no mask or clip acts'}"))
 
 
 def night(console: Console, history: History, page: Path) -> None:
@@ -83,6 +94,32 @@ def _matrix(frames: Frames) -> Table:
         table.add_row(escape(str(pair)), *cells)
     table.caption = "; ".join(f"{name} {promise}" for name, promise in PROPERTIES.items())
     return table
+
+
+def _print_comparisons(console: Console, comparisons: Sequence[dict[str, Any]]) -> None:
+    """What differs by more than noise, over all cases of a model; of the rest, how much there is."""
+    if not comparisons:
+        _line(console, "[dim]no noise was measured, so nothing is said of all cases together: --calibrate N does[/]")
+        return
+    table = _table("Beyond noise, over cases", "model", "pair", "stage", "effect (95 %)", "floor", "q", "why")
+    for row in comparisons:
+        if row["verdict"] == "differ":
+            effect = f"{row['effect']:.2g} ({row['ci_low']:.2g} to {row['ci_high']:.2g}) {row['unit']}"
+            pair = f"{row['left']} - {row['right']}"
+            words = (
+                row["model"],
+                pair,
+                row["stage"],
+                effect,
+                f"{row['floor']:.2g}",
+                f"{row['q_value']:.2g}",
+                row["reason"],
+            )
+            table.add_row(*map(escape, words))
+    if table.rows:
+        console.print(table)
+    counts = [sum(row["verdict"] == kind for row in comparisons) for kind in VERDICTS]
+    _line(console, f"over cases: {', '.join(m.format(n) for m, n in zip(_MARKS.values(), counts, strict=True))}")
 
 
 def _print_findings(console: Console, findings: Sequence[dict[str, Any]], cases: int) -> None:
@@ -168,6 +205,13 @@ def explained(console: Console, result: Explanation) -> None:
     for subject, outcome in result.outcomes.items():
         if outcome != "ok":
             _line(console, f"[yellow]{escape(subject)}[/] {escape(outcome)}")
+    evidence = result.evidence
+    _line(console, f"who is wrong: [bold]{escape(evidence.wrong)}[/]")
+    for reason in evidence.reasons:
+        _line(console, f"  {escape(reason)}")
+    for moved in result.transplants:
+        if moved.main is not None:
+            console.print(_transplanted(moved, moved.main))
     for pair in result.pairs:
         console.print(_stages(pair))
         for role in pair.roles:
@@ -177,12 +221,24 @@ def explained(console: Console, result: Explanation) -> None:
             )
 
 
+def _transplanted(moved: Transplant, main: Graft) -> Table:
+    """Which share of a KL enters at which stage; stages at which nothing does are left out."""
+    title = f"{moved.other} put into native: {main.enters:.0%} of the KL of {moved.kl:.2g} nats enters at {main.stage}"
+    table = _table(title, "with stages up to", "KL left, nats", "removed", "enters here")
+    for graft in moved.grafts:
+        if abs(graft.enters) >= 0.005:
+            table.add_row(graft.stage, f"{graft.kl_left:.2g}", f"{graft.removed:.1%}", f"{graft.enters:.1%}")
+    return table
+
+
 def _stages(pair: PairExplanation) -> Table:
     first = f"first beyond its limit: {pair.first}" if pair.first else "no stage beyond its limit"
-    table = _table(f"{pair.left} - {pair.right}: {first}", "stage", "largest abs.", "rel.", "x before", "measured")
+    enters = f", beyond noise: {pair.enters}" if pair.enters else ""
+    columns = ("stage", "largest abs.", "rel.", "x before", "noise", "measured")
+    table = _table(f"{pair.left} - {pair.right}: {first}{enters}", *columns)
     colours = {"agree": "green", "differ": "red"}
     for row in pair.stages:
-        numbers = ["" if n is None else f"{n:.3g}" for n in (row.max_absolute, row.max_relative, row.growth)]
+        numbers = ["" if n is None else f"{n:.3g}" for n in (row.max_absolute, row.max_relative, row.growth, row.noise)]
         sign = "<=" if row.verdict == "agree" else ">"
         judged = row.detail if row.measured is None else f"{row.measured:.3g} {row.unit} {sign} {row.limit or 0:g}"
         table.add_row(row.stage, *numbers, f"[{colours.get(row.verdict, 'dim')}]{row.verdict}[/] {escape(judged)}")

@@ -88,7 +88,14 @@ TABLES = {
         "role": _TEXT,
         "n": _WHOLE,
         **dict.fromkeys(("mean", "p50", "p99", "p99_9", "max", "js_mean", "js_max", "same_top1"), _REAL),
+        **dict.fromkeys(("min", "p0_1", "p1", "p5", "p10", "p90", "p95"), _REAL),
+        **dict.fromkeys(("reverse_mean", "entropy_left", "entropy_right", "top5_shared"), _REAL),
+        "tokens": _WHOLE,
+        **dict.fromkeys(("gen_kl_error", "policy_kl_error", "js_divergence_error", "token_mult_prob_error"), _REAL),
+        **dict.fromkeys(("kl", "k3_kl", "chi2_token", "ppl_ratio", "rollout_is_eff_sample_size"), _REAL),
+        **dict.fromkeys((f"rollout_probs_diff_{name}" for name in ("mean", "max", "std")), _REAL),
     },
+    "forecasts": {**_KEYS, **_PAIR, **dict.fromkeys(("rule", "level"), _TEXT), "n": _WHOLE, "dropped": _WHOLE},
     "findings": {
         **_KEYS,
         **dict.fromkeys(("id", "signature", "property", "stage", "subjects", "suspect", "detail", "deviation"), _TEXT),
@@ -101,6 +108,7 @@ TABLES = {
         **dict.fromkeys(("kl_mean", "kl_p50", "kl_p99", "kl_p99_9", "kl_max"), _REAL),
         **dict.fromkeys(("logprob_mean", "logprob_p99", "logprob_max"), _REAL),
         "kl_histogram": _TEXT,
+        "feature_max": _REAL,
     },
     "comparisons": {
         **dict.fromkeys(("model", "property", "stage"), _TEXT),
@@ -289,6 +297,10 @@ class RunStore:
             rows = connection.read_parquet(files, union_by_name=True)
             frame: pd.DataFrame = (rows.project(", ".join(f'"{name}"' for name in columns)) if columns else rows).df()
         return frame
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """A whole table as one mapping a row."""
+        return [{str(column): value for column, value in row.items()} for row in self.frame(table).to_dict("records")]
 
     def finished(self) -> set[str]:
         """Ids of the cases that have their rows."""

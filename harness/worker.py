@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from safetensors.numpy import load_file, save_file
 
 from harness.engines import create
-from harness.engines.base import Array, Engine, Recording, Rejected, Unsupported
+from harness.engines.base import Array, Engine, Recording, Rejected, Unsupported, give_back_memory
 from harness.schema import Observation, OutcomeKind, Request, case_of, error_signature
 
 
@@ -57,6 +57,7 @@ class Server:
         except Exception as error:
             traceback.print_exc()
             return {"error": f"{type(error).__name__}: {error}"}
+        give_back_memory()
         return dataclasses.asdict(dataclasses.replace(report, load_s=time.perf_counter() - started))
 
     def _run(self, request: Request) -> Observation:

@@ -101,6 +101,20 @@ def stage_errors(pairs: Sequence[Mapping[str, Any]]) -> Markup:
                 "hovertemplate": hover,
             }
         )
+    noise = {row["stage"]: row["noise"] for pair in pairs for row in pair["stages"] if row["noise"]}
+    if noise:
+        line = {"color": LIMIT_COLOUR, "width": 1.5, "dash": "dash"}
+        hover = "rounding alone, %{x}<br>%{y:.3g}<extra></extra>"
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [*noise],
+                "y": [*noise.values()],
+                "mode": "lines",
+                "line": line,
+                "hovertemplate": hover,
+            }
+        )
     axes = {"xaxis": {"categoryorder": "array", "categoryarray": stages}, "yaxis": _LOG_AXIS}
     return drawn(traces, {"height": 300, **axes})
 

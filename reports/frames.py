@@ -115,5 +115,6 @@ def document(frames: Frames) -> dict[str, Any]:
         "subjects": frames.header.get("subjects", {}),
         "verdicts": {name.replace(" ", "_"): int(counted.get(name, 0)) for name in VERDICTS},
         "findings": grouped_findings(frames),
+        "comparisons": frames.run.rows("comparisons"),
         "timing": frames.header.get("timing", {}),
     }

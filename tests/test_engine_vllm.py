@@ -65,7 +65,7 @@ class Engine:
         template = self.checkpoint.chat_template if case.form == "chat" else ""
         words = texts(case, template, waves=self.checkpoint.takes_waves)
         arrays_path = str(self.scratch / f"{case.id}{probe}")
-        request = Request(case, media_path=media_path, arrays_path=arrays_path, probe=probe, **words)
+        request = Request(case, media_path=media_path, arrays_path=arrays_path, probe=probe, deep=False, **words)
         return load_side(self.worker.run(request))
 
     def verdicts(self, case: Case, plain: Side, probed: Side) -> list[Verdict]:

@@ -78,7 +78,9 @@ def record(engine: Any, case: Case, *, probe: bool = False) -> Recording:
     companion = case.probe.companion if case.probe else ()
     drawn = media_arrays(case.parts) | media_arrays(companion, "companion.")
     words = texts(case, template, waves=Checkpoint.open(locate(case.model)).takes_waves)
-    recording: Recording = engine.run(Request(case, media_path="", arrays_path="", probe=probe, **words), drawn)
+    recording: Recording = engine.run(
+        Request(case, media_path="", arrays_path="", probe=probe, deep=False, **words), drawn
+    )
     return recording
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,10 +16,12 @@ from plotly.offline import get_plotlyjs
 
 from harness.campaign import Result
 from harness.comparators import Side
+from harness.evidence import Evidence
 from harness.explain import Explanation, explain
 from harness.replay import Target, target, warm
 from harness.schema import ROLES, Case, Counts, Finding, ImageSpec, Observation, Part, Probe, Verdict
 from harness.store import plain
+from harness.transplant import Graft, Transplant
 from reports import explanation
 
 ROOT = Path(__file__).parent.parent
@@ -43,11 +46,14 @@ def side(name: str, scale: float = 1.0, *, probe: bool = False, **arrays: Any) -
     return Side(observation, recorded | arrays)
 
 
-def explained(*sides: Side, verdicts: tuple[Verdict, ...] = (), case: Case = CASE) -> Explanation:
+def explained(
+    *sides: Side, verdicts: tuple[Verdict, ...] = (), case: Case = CASE, beside: tuple[Side, ...] = ()
+) -> Explanation:
     arrays = {"kl/hf/vllm": np.array([0.0, 1e-3, 2.0, 4.0]), "roles": np.array([0, 2, 2, 5], np.int8)}
     observations = tuple(entry.observation for entry in sides)
-    found = Result(case, observations, verdicts, (), {}, arrays, sides)
-    campaign: Any = SimpleNamespace(run=lambda _: iter([found]), workers=SimpleNamespace(versions={}))
+    found = Result(case, observations, verdicts, (), {}, arrays, sides, beside)
+    workers = SimpleNamespace(versions={})
+    campaign: Any = SimpleNamespace(run=lambda _: iter([found]), workers=workers, context=None)
     return explain(Target("capsule.json", case, FINDING), campaign)
 
 
@@ -126,6 +132,43 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
     assert own.count('class="plot"') == 2
     assert "data:image/png;base64," in own
     assert "First beyond its limit: <b>mm_features</b>" in own
+
+
+def test_noise_says_where_a_difference_enters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Native's own distance from float64, times four, is what rounding explains: rows 1 % off are beyond it or not."""
+    monkeypatch.setattr("harness.explain.distances", lambda *_: [])
+    for rounding, enters in ((1e-4, "mm_features"), (0.004, "")):
+        anchor = side("native-float64"), side("native", 1 + rounding)
+        (pair,) = explained(side("hf"), side("vllm", 1.01), beside=anchor).pairs
+        rows = {row.stage: row for row in pair.stages}
+        assert rows["mm_features"].noise == pytest.approx(4 * rounding, rel=1e-3)
+        assert pair.enters == enters
+        assert pair.first == "mm_features", "its limit stays what it is"
+
+
+def test_stages_inside_the_decoder_stand_between_features_and_states() -> None:
+    """Layers stand in their order; a side that shows none of them makes them not comparable and loses nothing."""
+    inside: dict[str, Any] = {f"layer.{k}": np.ones((4, 4), np.float32) for k in (0, 2, 10)}
+    inside["merged_embeddings"] = np.ones((4, 4), np.float32)
+    (pair,) = explained(side("hf", **inside), side("vllm", **inside | {"layer.2": 2 * inside["layer.2"]})).pairs
+    stages = [row.stage for row in pair.stages]
+    assert stages[-6:] == ["merged_embeddings", "layer.0", "layer.2", "layer.10", "hidden", "logprobs"]
+    assert pair.first == "layer.2"
+    (pair,) = explained(side("hf", **inside), side("vllm")).pairs
+    assert {row.verdict for row in pair.stages if row.stage.startswith("layer.")} == {"not comparable"}
+
+
+def test_the_page_shows_who_is_wrong_and_where_the_kl_enters(tmp_path: Path) -> None:
+    """Evidence in words, escaped, and the share that each stage removes."""
+    grafts = Graft("pixels", 4.4, 0.0, 0.0), Graft("mm_features", 0.1, 0.977, 0.977)
+    evidence = Evidence("hf", (HOSTILE,), ())
+    found = explained(side("hf"), side("vllm", 1.01))
+    found = dataclasses.replace(found, evidence=evidence, transplants=(Transplant("vllm", 4.4, grafts),))
+    document = plain({name: value for name, value in vars(found).items() if name != "arrays"})
+    text = explanation.build(document, found.arrays, [], tmp_path / "page.html").read_text()
+    assert "Who is wrong: hf" in text
+    assert "97.7" in text
+    assert "<script>alert(1)" not in text
 
 
 def test_what_strangers_wrote_is_escaped(tmp_path: Path) -> None:

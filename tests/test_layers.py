@@ -19,8 +19,8 @@ LAYERS: tuple[frozenset[str], ...] = (
         {"strategies", "engines", "comparators", "environments", "builds", "deviations", "records", "reductions"}
     ),
     frozenset(
-        {"worker", "pool", "campaign", "session", "doctor", "sweep", "replay", "hunt", "explain", "export", "bisect"}
-        | {"export_script"}
+        {"worker", "pool", "campaign", "calibration", "comparisons", "session", "doctor", "sweep", "replay", "hunt"}
+        | {"explain", "evidence", "transplant", "export", "export_script", "bisect"}
     ),
     frozenset({"cli", "cli_capsule", "cli_nightly", "cli_sweep", "options", "show", "suite", "__main__"}),
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -102,3 +105,10 @@ def test_the_next_token_sees_all_keys(dtype: torch.dtype) -> None:
     cut = plan([causal(1, past=40)], CPU)
     tensors = operands(cut.spans, dtype)
     assert (attend_next(*tensors) - attend_tiles(*tensors, cut)).abs().max() <= LIMIT[dtype]
+
+
+def test_the_compiler_stays_out_of_a_process_that_does_not_compile() -> None:
+    """Importing the native engine brings no compiler with it, which is a tenth of its peak memory."""
+    code = "import sys, harness.native; print([name for name in sys.modules if name.startswith('torch._inductor')])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"

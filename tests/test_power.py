@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.faulty import SOURCE, Fault, edited, read_faults
+from benchmarks.faulty import SOURCE, STAGES, Fault, edited, read_faults
 from benchmarks.power import Detected, detect, null, table
 from harness.zoo import FEATURE_NAMES, NAMES
 
-FAULTS = read_faults()
+FAULTS = [*read_faults(), *read_faults(STAGES)]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import importlib
-import math
-import random
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby, pairwise, product
-from typing import TypeVar, get_args
+from typing import get_args
 
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, seed, settings, target
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture.data import Status
 from hypothesis.strategies import SearchStrategy
 
 from harness.checkpoint import Checkpoint
-from harness.media import MAX_PIXELS, MAX_SAMPLES
 from harness.render import has_rule, is_expanded, render
 from harness.schema import (
     PROBES,
     PROPERTIES,
-    AudioSpec,
     Case,
     ColourMode,
-    ImageSpec,
     Part,
     ProbeKind,
     PromptForm,
     Property,
-    VideoSpec,
 )
 from harness.session import PROFILES, Plan, generated, locate
 from harness.spec import AUDIO, IMAGE, SOFT_TOKEN_BUDGETS, VIDEO, VIDEO_BUDGET, audio_tokens, soft_tokens
@@ -39,111 +33,19 @@ from harness.strategies import (
     aims,
     applies,
     applies_to,
-    audio_specs,
     cases,
     generate,
-    image_specs,
     probes,
     shares,
-    sizes,
     stratified,
-    video_specs,
 )
-from harness.strategies.audio import CAP_SAMPLES, LONGEST_SAMPLES, UNITS_SAMPLES
-from harness.strategies.images import MAX_SIDE_PX, log_uniform_sides
 from harness.strategies.lengths import CONTEXT_TOKENS, tokens_at_most
 from harness.strategies.prompts import MAX_SOFT_TOKENS_PER_PROMPT, MOST
 from harness.strategies.texts import SPECIAL_TOKENS
 from harness.zoo import NAMES
-
-T = TypeVar("T")
-MODELS = ("tiny-e2b", "tiny-31b")
-"""One that hears and one that does not."""
+from tests.drawing import MODELS, many
 
 EVERY: tuple[Property, ...] = tuple(PROPERTIES)
-
-
-def _many(strategy: SearchStrategy[T], count: int) -> list[T]:
-    """Many examples, of which a test then looks for each kind: one search for all is faster than one for each."""
-    drawn: list[T] = []
-
-    @seed(0)
-    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(strategy)
-    def collect(example: T) -> None:
-        drawn.append(example)
-
-    collect()
-    return drawn
-
-
-def _found(strategy: SearchStrategy[T], wanted: Callable[[T], bool], *phases: Phase) -> T:
-    """An example that is wanted, among at most 5,000; the same one in every run."""
-    searching = settings(
-        max_examples=5_000,
-        database=None,
-        deadline=None,
-        phases=phases or (Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
-    return find(strategy, wanted, settings=searching, random=random.Random(0))
-
-
-@pytest.mark.parametrize("size", [(900, 3), (3, 900)])
-def test_the_published_failure_can_be_drawn(size: tuple[int, int]) -> None:
-    """Exactly 900 x 3 px and 3 x 900 px are among the sizes: a search that is told how near it is arrives there."""
-
-    def there(drawn: tuple[int, int]) -> bool:
-        target(-sum(abs(math.log(a / b)) for a, b in zip(drawn, size, strict=True)))
-        return drawn == size
-
-    assert _found(sizes(), there, Phase.generate, Phase.target) == size
-
-
-def _ratio_just_over(size: tuple[int, int]) -> bool:
-    longer, shorter = max(size), min(size)
-    return any(budget * shorter < longer <= budget * shorter + 2 for budget in SOFT_TOKEN_BUDGETS)
-
-
-def _ratio_just_under(size: tuple[int, int]) -> bool:
-    longer, shorter = max(size), min(size)
-    return any(budget * shorter - 2 <= longer < budget * shorter for budget in SOFT_TOKEN_BUDGETS)
-
-
-AIMS: dict[str, Callable[[tuple[int, int]], bool]] = {
-    "the rules part": lambda size: any(soft_tokens(*size, b).rounding_sensitive for b in SOFT_TOKEN_BUDGETS),
-    "ratio just over a budget": _ratio_just_over,
-    "ratio just under a budget": _ratio_just_under,
-    "ratio equal to a budget": lambda size: any(max(size) == b * min(size) for b in SOFT_TOKEN_BUDGETS),
-    "upright, equal to a budget": lambda size: size[0] > 1 and any(size[1] == b * size[0] for b in SOFT_TOKEN_BUDGETS),
-    "a side of 1 px": lambda size: min(size) == 1 < max(size),
-    "1 x 1 px": lambda size: size == (1, 1),
-    "a side of 20,000 px": lambda size: max(size) == MAX_SIDE_PX,
-    "long strip": lambda size: size[0] > 1000 * size[1],
-    "tall strip": lambda size: size[1] > 1000 * size[0],
-    "nearly the largest area": lambda size: math.prod(size) > 0.9 * MAX_PIXELS,
-    "whole units of 48 px": lambda size: size[0] % 48 == size[1] % 48 == 0 and size[0] != size[1],
-}
-
-
-@pytest.fixture(name="many_sizes", scope="module")
-def _many_sizes() -> list[tuple[int, int]]:
-    return _many(sizes(), 5_000)
-
-
-@pytest.mark.parametrize("aim", AIMS)
-def test_each_aim_is_reached(aim: str, many_sizes: list[tuple[int, int]]) -> None:
-    """Every boundary that a family is named after is met within 5,000 sizes."""
-    assert any(map(AIMS[aim], many_sizes))
-
-
-@settings(max_examples=500)
-@given(sizes())
-def test_sizes_stay_in_their_bounds(size: tuple[int, int]) -> None:
-    """Sides are 1 to 20,000 px and the area is bounded, whatever the family."""
-    assert min(size) >= 1
-    assert max(size) <= MAX_SIDE_PX
-    assert math.prod(size) <= MAX_PIXELS
 
 
 def _expanded_parts(case: Case) -> int:
@@ -214,87 +116,13 @@ CASE_AIMS: dict[str, Callable[[Case], bool]] = {
 
 @pytest.fixture(name="many_cases", scope="module")
 def _many_cases() -> list[Case]:
-    return _many(cases(models=MODELS), 4_000)
+    return many(cases(models=MODELS), 4_000)
 
 
 @pytest.mark.parametrize("aim", CASE_AIMS)
 def test_each_kind_of_case_is_reached(aim: str, many_cases: list[Case]) -> None:
     """Every number and kind of media, position, form, budget, mode, spelling, probe and type is met."""
     assert any(map(CASE_AIMS[aim], many_cases))
-
-
-AUDIO_AIMS: dict[str, Callable[[AudioSpec], bool]] = {
-    **{
-        f"{unit} samples x {count} {off:+d}": partial(lambda wanted, audio: audio.samples == wanted, count * unit + off)
-        for unit in UNITS_SAMPLES
-        for count in (1, 2)
-        for off in (-1, 0, 1)
-    },
-    **{
-        f"cap {off:+d}": partial(lambda wanted, audio: audio.samples == wanted, CAP_SAMPLES + off) for off in (-1, 0, 1)
-    },
-    "nothing": lambda audio: audio.samples == 0,
-    "one sample": lambda audio: audio.samples == 1,
-    "320 samples": lambda audio: audio.samples == 320,
-    "another rate": lambda audio: audio.rate_hz == 44_100,
-    "silence": lambda audio: audio.pattern == "silence" and audio.samples > 640,
-}
-
-
-@pytest.fixture(name="many_recordings", scope="module")
-def _many_recordings() -> list[AudioSpec]:
-    return _many(audio_specs(), 4_000)
-
-
-@pytest.mark.parametrize("aim", AUDIO_AIMS)
-def test_each_kind_of_recording_is_reached(aim: str, many_recordings: list[AudioSpec]) -> None:
-    """Every boundary of the framing is met exactly, one below and one above."""
-    assert any(map(AUDIO_AIMS[aim], many_recordings))
-
-
-def _stamps(video: VideoSpec) -> list[float]:
-    return [number / (video.fps or 24.0) for number in video.indices or ()]
-
-
-VIDEO_AIMS: dict[str, Callable[[VideoSpec], bool]] = {
-    "one frame": lambda video: video.frames == 1 and video.indices is not None,
-    "a whole video of 32": lambda video: video.frames == 32 and video.indices is None,
-    "a whole video of 64": lambda video: video.frames == 64 and video.indices is None,
-    "one frame too few to sample": lambda video: video.frames == 31 and video.indices is None,
-    "32 frames with numbers": lambda video: video.frames == 32 and video.indices is not None,
-    "no rate": lambda video: video.fps is None,
-    "a fraction": lambda video: video.fps is not None and video.fps % 1 > 0,
-    "just before a minute": lambda video: any(59 <= stamp < 60 for stamp in _stamps(video)),
-    "on the minute": lambda video: any(stamp == 60 for stamp in _stamps(video)),
-    "past an hour": lambda video: any(stamp >= 3_600 for stamp in _stamps(video)),
-    "numbers with gaps": lambda video: video.indices is not None and video.indices[-1] > video.frames,
-    "upright": lambda video: video.height_px > 4 * video.width_px,
-}
-
-
-@pytest.fixture(name="many_videos", scope="module")
-def _many_videos() -> list[VideoSpec]:
-    return _many(video_specs(), 3_000)
-
-
-@pytest.mark.parametrize("aim", VIDEO_AIMS)
-def test_each_kind_of_video_is_reached(aim: str, many_videos: list[VideoSpec]) -> None:
-    """Every count of frames that matters, rates, and timestamps at the edges of a minute are met."""
-    assert any(map(VIDEO_AIMS[aim], many_videos))
-
-
-@settings(max_examples=300)
-@given(audio_specs(), video_specs())
-def test_recordings_and_videos_stay_in_their_bounds(audio: AudioSpec, video: VideoSpec) -> None:
-    """Samples, frames and pixels are bounded; frame numbers rise, one a frame."""
-    assert 0 <= audio.samples <= min(LONGEST_SAMPLES, MAX_SAMPLES)
-    assert 1 <= video.frames <= 64
-    assert video.frames * video.width_px * video.height_px <= MAX_PIXELS
-    assert video.fps is None or video.fps > 0
-    if video.indices is not None:
-        assert len(video.indices) == video.frames
-        assert list(video.indices) == sorted(set(video.indices))
-        assert video.indices[0] >= 0
 
 
 @settings(max_examples=300)
@@ -488,73 +316,3 @@ def test_hardly_any_draw_is_wasted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_draw", counted)
     generate(cases(models=MODELS), count=60, seed=1)
     assert 60 <= len(draws) <= 72
-
-
-def _shrunk(wanted: Callable[[Case], bool]) -> Case:
-    return _found(cases(models=MODELS), wanted, Phase.generate, Phase.shrink)
-
-
-def test_the_simplest_case_is_one_word() -> None:
-    """With nothing required, one word remains: no image, budget 70, the first model, no turn."""
-    assert _shrunk(lambda _: True) == Case(MODELS[0], (Part(text="The"),), 70)
-
-
-def test_a_case_with_an_image_shrinks_to_one_pixel() -> None:
-    """If only an image matters, one bare image of 1 x 1 px remains, and no text."""
-    case = _shrunk(lambda case: bool(case.images))
-    (part,) = case.parts
-    assert (case.max_soft_tokens, case.form, part.text, part.expanded) == (70, "raw", "", False)
-    assert part.image is not None
-    assert (part.image.width_px, part.image.height_px, part.image.mode) == (1, 1, "RGB")
-
-
-def _strip(size: tuple[int, int]) -> bool:
-    return size[0] > 280 * size[1]
-
-
-def test_a_strip_shrinks_to_the_smallest_one() -> None:
-    """If only the ratio matters, the smallest strip of all remains, to the pixel."""
-    assert _found(sizes(), _strip, Phase.generate, Phase.shrink) == (281, 1)
-
-
-@pytest.mark.parametrize("least_px", [2, 47, 701, 9_999])
-def test_a_side_shrinks_to_the_smallest_one(least_px: int) -> None:
-    """If only a side's length matters, the smallest that is wanted remains; in a family of its own, the next there."""
-    shrunk = _found(log_uniform_sides(), lambda side_px: side_px >= least_px, Phase.generate, Phase.shrink)
-    assert shrunk == least_px
-    width_px, height_px = _found(sizes(), lambda size: size[0] >= least_px, Phase.generate, Phase.shrink)
-    assert least_px <= width_px < 2 * least_px
-    assert height_px <= 9
-
-
-def test_other_media_shrink_to_small_ones() -> None:
-    """A recording shrinks to the shortest that is wanted, a video to one frame of one pixel."""
-    audio = _found(audio_specs(), lambda audio: audio.samples > 640, Phase.generate, Phase.shrink)
-    assert audio == AudioSpec(641)
-    video = _found(video_specs(), lambda video: video.fps is None, Phase.generate, Phase.shrink)
-    assert video == VideoSpec(1, 1, 1, None, (0,))
-
-
-@pytest.mark.parametrize("kind", PROBES)
-def test_a_case_with_a_probe_shrinks_to_a_small_prompt(kind: ProbeKind) -> None:
-    """If only the kind of probe matters, at most the media that it needs remain, and `at` is 0."""
-    case = _shrunk(lambda case: _has_probe(kind, case))
-    assert case.probe is not None
-    assert case.probe.at == 0
-    needed = {"expanded": 1, "forward": 1, "processor_cache": 1, "tensor": 2}
-    assert len([part for part in case.parts if part.medium]) <= needed.get(kind, 0)
-    assert sum(len(part.text) for part in case.parts) <= len("The")
-
-
-def test_images_that_do_not_matter_are_shrunk_away() -> None:
-    """If one image matters, the others go; now and then the shrinker stops at one more."""
-    case = _shrunk(lambda case: any(_strip((image.width_px, image.height_px)) for image in case.images))
-    assert len(case.images) <= 2
-
-
-@settings(max_examples=50)
-@given(image_specs())
-def test_image_specs_keep_the_bounds_of_sizes(spec: ImageSpec) -> None:
-    """A whole spec keeps the bounds of its size and a seed of one byte."""
-    assert spec.width_px * spec.height_px <= MAX_PIXELS
-    assert 0 <= spec.seed <= 255

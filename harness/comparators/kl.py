@@ -3,17 +3,15 @@
     kl_left_right[t] = sum_v P_left(v|t) * (ln P_left(v|t) - ln P_right(v|t))        nats, >= 0
     js[t]            = (KL(P_left || M) + KL(P_right || M)) / 2, M their mean         nats, in [0, ln 2]
 
-Direction: the first name is the reference. Both sides go through the same output head and soft cap, chunk by
-chunk over the vocabulary, so nothing of size tokens x vocabulary is ever held; sums run in float64. Same
-definition as llama.cpp's perplexity tool (KL per position over the vocabulary); NeMo-RL's `gen_kl_error` is an
-estimator of this from sampled tokens alone.
+Direction: the first name is the reference. Both sides go through the same output head and soft cap; how all of it comes
+from one set of products is in `divergence`. Same definition as llama.cpp's perplexity tool (KL per position over the
+vocabulary); NeMo-RL's `gen_kl_error` is an estimator of this from sampled tokens alone.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -21,99 +19,49 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from harness.checkpoint import Checkpoint
 from harness.comparators.base import Array, Comparison, Context, Limits, Side, judge, lacking
+from harness.comparators.divergence import statistics
 from harness.comparators.features import input_limit
+from harness.comparators.head import VOCABULARY_CHUNK, Floats, OutputHead, realised_logprobs
 from harness.comparators.roles import token_roles
 from harness.schema import Verdict
 
-VOCABULARY_CHUNK = 16_384
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class OutputHead:
-    """The output head that all subjects share: weight (vocabulary, hidden) and `cap`, of cap * tanh(logit / cap)."""
-
-    weight: torch.Tensor
-    cap: float | None
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> OutputHead:
-        """The head of a checkpoint."""
-        return cls(checkpoint.output_weight(), checkpoint.config["text_config"]["final_logit_softcapping"])
-
-    def logit_chunks(self, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Capped logits (T, chunk) in float64, chunk by chunk over the vocabulary."""
-        for weight in torch.split(self.weight, VOCABULARY_CHUNK):
-            logits = (hidden @ weight.float().T).double()
-            yield logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
-
-    def log_normaliser(self, hidden: torch.Tensor) -> torch.Tensor:
-        """ln sum exp over the vocabulary, (T, 1)."""
-        sums = [chunk.logsumexp(dim=1) for chunk in self.logit_chunks(hidden)]
-        return torch.stack(sums).logsumexp(dim=0)[:, None]
+__all__ = ["VOCABULARY_CHUNK", "Divergence", "OutputHead", "compare", "diverge", "judged", "realised_logprobs"]
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Per position of a prompt of T tokens: KL left to right, JS, whether both sides rank the same token first."""
+    """Per position of a prompt of T tokens: KL left to right, JS, whether both sides rank the same token first.
+
+    Then KL right to left, both entropies, and each side's likeliest tokens, (T, 5).
+    """
 
     kl_left_right: Floats
     js: Floats
     same_top1: npt.NDArray[np.bool_]
     roles: tuple[str, ...]
-
-
-class _Running:
-    """Sums over the vocabulary chunks seen so far for one pair."""
-
-    def __init__(self, positions: int) -> None:
-        self.kl, self.js = torch.zeros(2, positions, dtype=torch.float64)
-
-    def add(self, log_p: torch.Tensor, log_q: torch.Tensor) -> None:
-        """Add one chunk of both sides' log-probabilities, (T, chunk)."""
-        p, q = log_p.exp(), log_q.exp()
-        log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
-        self.kl += (p * (log_p - log_q)).sum(1)
-        self.js += (p * (log_p - log_m) + q * (log_q - log_m)).sum(1) / 2
+    kl_right_left: Floats
+    entropy_left: Floats
+    entropy_right: Floats
+    top_left: npt.NDArray[np.int64]
+    top_right: npt.NDArray[np.int64]
 
 
 def diverge(states: Sequence[Array], head: OutputHead, roles: tuple[str, ...]) -> dict[tuple[int, int], Divergence]:
     """Divergences of each pair of (T, hidden) matrices of final normed states, by their places in `states`.
 
-    Two passes over the vocabulary however many sides there are: normalisers first, then all pairs at once.
+    Tensors are taken as well; the work is done where they are.
     """
-    sides = [torch.from_numpy(matrix) for matrix in states]
-    norms = [head.log_normaliser(side) for side in sides]
-    pairs = {pair: _Running(len(states[0])) for pair in combinations(range(len(sides)), 2)}
-    best = torch.full((len(sides), len(states[0])), -torch.inf, dtype=torch.float64)
-    top1 = torch.zeros(best.shape, dtype=torch.int64)
-    seen = 0
-    for chunks in zip(*map(head.logit_chunks, sides), strict=True):
-        logs = [chunk - norm for chunk, norm in zip(chunks, norms, strict=True)]
-        for (left, right), running in pairs.items():
-            running.add(logs[left], logs[right])
-        value, token = torch.stack(logs).max(dim=2)
-        top1 = torch.where(value > best, token + seen, top1)
-        best = torch.maximum(value, best)
-        seen += logs[0].shape[1]
-    return {
-        (left, right): Divergence(r.kl.numpy(), r.js.numpy(), (top1[left] == top1[right]).numpy(), roles)
-        for (left, right), r in pairs.items()
-    }
-
-
-def realised_logprobs(hidden: Array, token_ids: Array, head: OutputHead) -> Floats:
-    """ln P(token t+1 | tokens to t), (T-1,), from final normed states (T, hidden)."""
-    states = torch.from_numpy(hidden[:-1])
-    chosen = head.weight[torch.from_numpy(token_ids[1:])].float()
-    logits = (states * chosen).sum(1).double()
-    if head.cap is not None:
-        logits = head.cap * torch.tanh(logits / head.cap)
-    result: Floats = (logits - head.log_normaliser(states)[:, 0]).numpy()
-    return result
+    if len(states) < 2:
+        return {}
+    found = statistics([torch.as_tensor(matrix) for matrix in states], head, VOCABULARY_CHUNK)
+    entropy, top1, top = zip(*([t.cpu().numpy() for t in side] for side in found.sides), strict=True)
+    divergences = {}
+    for (a, b), pair in found.pairs.items():
+        forward, backward, js = (t.cpu().numpy() for t in pair)
+        sides = entropy[a], entropy[b], top[a], top[b]
+        divergences[a, b] = Divergence(forward, js, top1[a] == top1[b], roles, backward, *sides)
+    return divergences
 
 
 def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -38,6 +39,13 @@ class Recording:
             value = value.detach()
             value = (value.float() if value.is_floating_point() else value).cpu().numpy()
         self.arrays[stage] = np.ascontiguousarray(value)
+
+
+def give_back_memory() -> None:
+    """Hand freed memory back to the system: glibc keeps it, 40 MB for each start of vLLM, over hundreds of them."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class Engine(Protocol):

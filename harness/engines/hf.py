@@ -9,6 +9,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
@@ -23,7 +24,16 @@ from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_
 from harness.engines.audit import audit_tensors
 from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
 from harness.engines.hf_inputs import by_chat, by_ids, by_text
-from harness.engines.hf_paths import Forward, generated, negated, padded, plain, token_by_token, video_encoded_first
+from harness.engines.hf_paths import (
+    Forward,
+    depth,
+    generated,
+    negated,
+    padded,
+    plain,
+    token_by_token,
+    video_encoded_first,
+)
 from harness.engines.hf_record import Encoders
 from harness.engines.inputs import Sample, step, with_changed_tensor
 from harness.render import messages, tools
@@ -37,6 +47,7 @@ class HfEngine:
     """The PyTorch model, called with all that its processor returns."""
 
     forward: ClassVar[Forward] = staticmethod(video_encoded_first)
+    deep = False
 
     def __init__(self, attention: str = "sdpa", image_processor: str = "torchvision") -> None:
         """`attention` is the model's implementation of it, `image_processor` the library that resizes images."""
@@ -98,6 +109,7 @@ class HfEngine:
 
     def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
         """Score the prompt in one pass, or as the probe says; `logprobs` come from the model's own logits."""
+        self.deep = request.deep
         if not request.probe or request.case.probe is None:
             return self._score([Sample.of(request, arrays)])
         kind = request.case.probe.kind
@@ -125,13 +137,16 @@ class HfEngine:
         self, samples: Sequence[Sample], inputs: Inputs, ours: int = 0, score: Score | None = None
     ) -> Recording:
         self.seen.clear()
-        with torch.inference_mode():
+        deep: dict[str, list[Tensor]] = {}
+        with torch.inference_mode(), depth(self.model, deep) if self.deep else nullcontext():
             logits = score(self.model, inputs) if score else self.forward(self.model, inputs, use_cache=False)
         valid = inputs["attention_mask"][ours].bool()
         ids = inputs["input_ids"][ours][valid]
         recording = Recording()
         recording.add("prompt_ids", ids)
         recording.add("hidden", torch.cat(self.seen["hidden"], dim=1)[ours][valid])
+        for name, pieces in deep.items():
+            recording.add(name, torch.cat(pieces, dim=1)[ours][valid])
         if logits is not None:
             logprobs = torch.log_softmax(logits[ours][valid][:-1].float(), dim=-1)
             recording.add("logprobs", logprobs.gather(1, ids[1:, None])[:, 0])

@@ -81,6 +81,30 @@ def generated(model: Any, inputs: Inputs, **options: Any) -> None:
 
 
 @contextmanager
+def depth(model: Any, seen: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Within, what enters the decoder and what leaves each of its layers is kept in `seen`, a piece for each pass."""
+    text = model.model.language_model
+
+    def keep_entering(_module: Any, _args: Any, kwargs: Inputs) -> None:
+        seen.setdefault("merged_embeddings", []).append(kwargs["inputs_embeds"])
+
+    def keep_leaving(name: str) -> Any:
+        def keep(_module: Any, _args: Any, output: Any) -> None:
+            seen.setdefault(name, []).append(output[0] if isinstance(output, tuple) else output)
+
+        return keep
+
+    layers = text.layers.values() if hasattr(text.layers, "values") else text.layers
+    handles = [layer.register_forward_hook(keep_leaving(f"layer.{k}")) for k, layer in enumerate(layers)]
+    handles.append(text.register_forward_pre_hook(keep_entering, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def negated(model: Any, position: int) -> Iterator[None]:
     """Within, the row at `position` of what enters the decoder has its sign turned."""
 

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.engines.base import Array, Recording, Rejected, Unsupported, package_versions
+from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
 from harness.engines.inputs import Sample, read_singly, step, with_changed_tensor
-from harness.native import Gemma4, Prepared, Recorder, Video, read_chat_style, render_chat
+from harness.native import Gemma4, Prepared, Recorder, Transplant, Video, read_chat_style, render_chat
 from harness.native.config_media import AudioTowerConfig
 from harness.render import messages, tools
 from harness.schema import Counts, LoadReport, ProbeKind, Request
 
 RATE_HZ = 16_000
+_FEATURES = ("mm_features.", "audio_features.", "video_features.")
+_DEEP = ("merged_embeddings", "layer.")
 _MOST_AUDIO_TOKENS = 750
 """Of the log-mel tower, which hears 30 s; the 12B has no limit and so declares what it predicts."""
 
@@ -41,19 +44,25 @@ class Negation:
 class NativeEngine:
     """Our own Gemma 4: shares no code with what it judges."""
 
+    def __init__(self, dtype: str = "") -> None:
+        """`dtype` overrides the run's: in float64 it is the anchor by which rounding is measured."""
+        self.own_dtype = chosen("dtype", dtype, ("", "float64", "float32", "bfloat16", "float16"))
+
     def versions(self) -> dict[str, str]:
         """Packages that the result depends on."""
         return package_versions("gemma4-conformance", "torch", "tokenizers", "pillow", "numpy")
 
     def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
         """Load a checkpoint; a missing tensor raises."""
-        self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
-        self.model = Gemma4.load(checkpoint, dtype=getattr(torch, dtype), device=device)
+        self.checkpoint, self.dtype, self.device = checkpoint, self.own_dtype or dtype, device
+        self.model = Gemma4.load(checkpoint, dtype=getattr(torch, self.dtype), device=device)
         report = self.model.report
         return LoadReport(missing=report.missing, unexpected=report.unexpected, unused=report.unused)
 
     def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
-        """Score the prompt in one pass, or as the probe says."""
+        """Score the prompt in one pass, or as the probe says; given stages of another engine replace our own."""
+        self.deep = request.deep
+        self.grafts = load_file(request.grafts_path) if request.grafts_path else {}
         if not request.probe or request.case.probe is None:
             return self._plain(Sample.of(request, arrays))
         kind = request.case.probe.kind
@@ -62,8 +71,12 @@ class NativeEngine:
         return _WAYS[kind](self, request, arrays, request.case.probe.at)
 
     def _plain(self, sample: Sample, *, as_ids: bool = False) -> Recording:
-        prepared, tap = self._prepare(sample, as_ids=as_ids), Recorder()
-        return self._record(sample, prepared, self.model.forward(prepared, tap=tap), tap)
+        prepared, graft = self._prepare(sample, as_ids=as_ids), Transplant(self.grafts)
+        tap = Recorder(graft)
+        recording = self._record(sample, prepared, self.model.forward(prepared, tap=tap), tap)
+        if graft.unused:
+            raise Unsupported(f"this prompt has no stage {', '.join(sorted(graft.unused))} to be replaced")
+        return recording
 
     def _visibility(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
         sample = Sample.of(request, arrays)
@@ -121,7 +134,7 @@ class NativeEngine:
 
     def _tensor(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
         with tempfile.TemporaryDirectory() as directory:
-            changed = NativeEngine()
+            changed = NativeEngine(self.own_dtype)
             path = with_changed_tensor(self.checkpoint, at, Path(directory))
             changed.load(path, dtype=self.dtype, device=self.device)
             return changed.run(replace(request, probe=False), arrays)
@@ -163,7 +176,7 @@ class NativeEngine:
             recording.add(f"video_pixels.{k}", torch.cat([frame.patches for frame in video.frames]))
             recording.add(f"video_positions.{k}", torch.cat([frame.positions for frame in video.frames]))
         for name, feature in rows.items():
-            if name.startswith(("mm_features.", "audio_features.", "video_features.")):
+            if name.startswith(_FEATURES) or (self.deep and name.startswith(_DEEP)):
                 recording.add(name, feature)
         if tap:
             recording.counts = self._counts(sample, prepared, rows)

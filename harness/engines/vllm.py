@@ -35,7 +35,15 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from harness.engines.audit import audit_tensors
-from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
+from harness.engines.base import (
+    Array,
+    Recording,
+    Rejected,
+    Unsupported,
+    chosen,
+    give_back_memory,
+    package_versions,
+)
 from harness.engines.inputs import Media
 from harness.engines.vllm_media import PromptSide, prompt
 from harness.engines.vllm_probes import probe
@@ -50,6 +58,9 @@ MAX_NUM_SEQS = 2
 
 BLOCK_SIZE = 32
 """Tokens of a block of the KV cache: the smallest that the CPU backend takes, so that short prompts find prefixes."""
+
+KV_BLOCKS = 1024
+"""Room for a full batch in each kind of layer, and for prefixes; left alone, a start takes and clears a whole GiB."""
 
 PROCESSOR_CACHE_GB = 0.25
 """Of the probe that asks for one; elsewhere there is none."""
@@ -127,6 +138,7 @@ class VllmEngine:
             self.llm = None
             gc.collect()
             cleanup_dist_env_and_memory()
+            give_back_memory()
         self.broken = True
         self.llm = LLM(
             model=str(checkpoint),
@@ -137,6 +149,7 @@ class VllmEngine:
             max_num_batched_tokens=MAX_NUM_SEQS * MAX_MODEL_LEN,
             max_num_seqs=MAX_NUM_SEQS,
             block_size=BLOCK_SIZE,
+            num_gpu_blocks_override=KV_BLOCKS,
             enable_prefix_caching=True,
             mm_processor_cache_gb=0,
             # The largest budget; a case asks for less. It is also what the engine declares as its maximum.
@@ -188,6 +201,10 @@ class VllmEngine:
         """Score the prompt: one prefill and one sampled token, which is not used; or what its probe does instead."""
         if self.broken:
             self.start(self.checkpoint, self.dtype)
+        with self.tap.depth() if request.deep else nullcontext():
+            return self._run(request, arrays)
+
+    def _run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
         self.tap.clear()
         media = Media.of(request.case.parts, arrays)
         if request.probe:
@@ -243,6 +260,8 @@ class VllmEngine:
         recording.add("prompt_ids", np.array(ids, dtype=np.int64))
         recording.add("hidden", self.tap.hidden)
         recording.add("steps", np.array(self.tap.lengths))
+        for name, pieces in self.tap.stages.items():
+            recording.add(name, torch.cat(pieces))
         if output.prompt_logprobs:
             own = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
             recording.add("logprobs", np.array(own, dtype=np.float32))

@@ -7,8 +7,10 @@ Legend: T tokens of a step, H text hidden size.
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -23,6 +25,9 @@ _INPUTS: dict[Medium, tuple[str, str]] = {
     "video": ("pixel_values_videos", "pixel_position_ids_videos"),
 }
 """What the model's encoder function is given, by medium: samples, and where they are or which are valid."""
+
+_DECODER_LAYER = re.compile(r"(.+\.)?language_model\.(.+\.)?layers\.\d+")
+"""Names of the modules that are decoder layers; a tower's are below other names."""
 
 _OF_TRANSFORMERS = {"pixel_position_ids": "image_position_ids"}
 """Names that the Transformers backend has instead. It encodes images alone."""
@@ -64,7 +69,11 @@ class Tap:
     negated: int = -1
     forced: deque[int] = field(default_factory=deque)
     """Tokens that the next steps sample, whatever the logits are."""
+    stages: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    """What enters the decoder and what leaves each layer, a piece for each step; kept within `depth` alone."""
     _ids: torch.Tensor | None = None
+    _layers: list[torch.nn.Module] = field(default_factory=list)
+    _deep: bool = False
 
     def clear(self) -> None:
         """Forget what was recorded and what was asked for."""
@@ -72,6 +81,29 @@ class Tap:
         self.encoded = {"image": [], "audio": [], "video": []}
         self.negate, self.negated = None, -1
         self.forced.clear()
+        self.stages = {}
+
+    @contextmanager
+    def depth(self) -> Iterator[None]:
+        """Within, the decoder's stages are kept."""
+
+        def keep_leaving(name: str) -> Any:
+            return lambda _module, _args, output: self._keep(name, output[0] if isinstance(output, tuple) else output)
+
+        handles = [layer.register_forward_hook(keep_leaving(f"layer.{k}")) for k, layer in enumerate(self._layers)]
+        self._deep = True
+        try:
+            yield
+        finally:
+            self._deep = False
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, name: str, rows: torch.Tensor) -> None:
+        assert self._ids is not None
+        # Rows beyond the step's tokens are padding.
+        piece = rows.reshape(-1, rows.shape[-1])[: len(self._ids)].clone()
+        self.stages.setdefault(name, []).append(piece)
 
     @property
     def hidden(self) -> torch.Tensor:
@@ -83,6 +115,7 @@ class Tap:
         (step,) = self.steps
         rows = step.spans()[prompt]
         self.steps = [Step(step.ids[rows], step.positions[rows], step.hidden[rows])]
+        self.stages = {name: [piece[rows] for piece in pieces] for name, pieces in self.stages.items()}
         self.encoded = {m: items[before[m] : before[m] + media[m]] for m, items in self.encoded.items()}
 
     def share(self, medium: Medium, known: Sequence[str]) -> None:
@@ -92,6 +125,7 @@ class Tap:
 
     def attach(self, model: Any) -> None:
         """Wrap a model's functions; what they return is the model's own."""
+        self._layers = [module for name, module in model.named_modules() if _DECODER_LAYER.fullmatch(name)]
         model.embed_multimodal = self._around_encoder(model.embed_multimodal)
         model.embed_input_ids = self._around_embedding(model)
         model.compute_logits = self._around_logits(model.compute_logits)
@@ -125,6 +159,8 @@ class Tap:
                 self.negated, self.negate = self.negate % len(rows), None
                 rows = rows.clone()
                 rows[self.negated].neg_()
+            if self._deep:
+                self._keep("merged_embeddings", rows)
             return rows
 
         return embed_input_ids

@@ -5,6 +5,7 @@ Shapes: T tokens; H width; E experts; C of them chosen for a token.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,8 +52,6 @@ class Mixture(nn.Module):
         self.down = nn.Parameter(torch.empty(experts.count, config.hidden, experts.width))
         self.out_norm = RMSNorm(config.hidden, config.eps)
 
-    # Not compiled: how many tokens an expert gets is data, and each other count would be compiled anew.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """Residual stream (T, H) -> (T, H)."""
         weights, numbers = self.router(x)
@@ -75,6 +74,15 @@ class Mixture(nn.Module):
         """One expert: (rows, H) -> (rows, H)."""
         gate, up = product(x, self.gate_up[number]).chunk(2, dim=-1)
         return product(gelu(gate) * up, self.down[number])
+
+
+@cache
+def leave_experts_uncompiled() -> None:
+    """How many tokens an expert gets is data, and each other count would be compiled anew.
+
+    Not a decorator: naming the compiler imports it, 150 MiB that nobody needs who compiles nothing.
+    """
+    Mixture.forward = torch.compiler.disable(Mixture.forward)  # type: ignore[method-assign, no-untyped-call]
 
 
 class FeedForward(nn.Module):

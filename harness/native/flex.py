@@ -11,10 +11,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn.attention.flex_attention import BlockMask
 
     from .masks import Spans
 
@@ -23,7 +23,12 @@ BLOCK = 128
 
 @cache
 def kernel() -> Any:
-    """Flex attention, compiled on its first use. As it stands it would make the whole (T, S) square."""
+    """Flex attention, compiled on its first use. As it stands it would make the whole (T, S) square.
+
+    Imported here and below: it brings the compiler with it.
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention)
 
 
@@ -36,6 +41,8 @@ def attend_blocks(queries: Tensor, keys: Tensor, values: Tensor, blocks: BlockMa
 
 def block_mask(spans: Spans) -> BlockMask:
     """What each block of queries sees, as arithmetic on the ends of its spans: no (T, S) square is made."""
+    from torch.nn.attention.flex_attention import BlockMask
+
     first, last = spans.first, spans.last
     queries, keys = len(first), int(last.max()) + 1
     missing = -queries % BLOCK

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attend, attend_next
-from .feed_forward import FeedForward
+from .feed_forward import FeedForward, leave_experts_uncompiled
 from .layers import Linear, RMSNorm, Rotation, gelu, product, rms_normalize, rope, rotate, wide_dtype
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ class Decoder(nn.Module):
 
     def compile(self) -> None:
         """Compile a step of a layer and, for a pass, what lies between two attentions; once for layers of one shape."""
+        leave_experts_uncompiled()
         for layer in self.layers:
             for name in ("before", "after", "step"):
                 setattr(layer, name, torch.compile(getattr(layer, name), **COMPILE))

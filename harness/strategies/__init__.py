@@ -5,7 +5,7 @@ from harness.strategies.cases import aims, cases
 from harness.strategies.draws import generate, shares, stratified
 from harness.strategies.images import image_specs, sizes
 from harness.strategies.models import applies
-from harness.strategies.probes import applies_to, probes
+from harness.strategies.probes import applies_to, probes, probes_of, shortest_chunk
 from harness.strategies.video import video_specs
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "generate",
     "image_specs",
     "probes",
+    "probes_of",
     "shares",
+    "shortest_chunk",
     "sizes",
     "stratified",
     "video_specs",

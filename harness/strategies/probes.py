@@ -45,9 +45,14 @@ def applies_to(kind: ProbeKind, case: Case) -> bool:
     return {"chat": case.form == "chat", "ids": bare, "forward": bool(case.videos)}.get(kind, True)
 
 
+def shortest_chunk(case: Case) -> int:
+    """The smallest `at` of a probe `chunked` that a case can be given."""
+    return min(tokens_at_most(case) // MOST_CHUNKS, _PLACES - 1)
+
+
 def _places(case: Case) -> dict[ProbeKind, SearchStrategy[int]]:
     """What `at` is drawn from, by kind; the kinds that are not there have none."""
-    shortest = min(tokens_at_most(case) // MOST_CHUNKS, _PLACES - 1)
+    shortest = shortest_chunk(case)
     return {
         "visibility": st.one_of(st.integers(0, 12), st.integers(0, 400)),
         "padding": st.one_of(st.integers(0, 3), st.integers(0, _PLACES - 1)),

@@ -1,0 +1,161 @@
+"""Every full-vocabulary statistic of two or more sides from one set of products, at the speed of these.
+
+    kl_left_right[t] = sum_v P_left(v|t) * (ln P_left(v|t) - ln P_right(v|t))        nats, >= 0
+    js[t]            = H(M) - (H(P_left) + H(P_right)) / 2,  M = (P_left + P_right) / 2    nats, in [0, ln 2]
+    entropy[t]       = H(P) = -sum_v P(v|t) ln P(v|t)                                 nats
+
+A block of positions goes over the vocabulary chunk by chunk. Each chunk is multiplied once and leaves, for each side,
+w = exp(logit - shift) with `shift` the chunk's largest logit, and the sums of w, w * logit and w * difference; the
+normaliser ln Z and the rest follow from these. JS alone needs ln Z inside its logarithm, so the block keeps its w, and
+JS is taken from them when ln Z is known. So products are never made twice, and memory is that of one block.
+
+KL of nearly equal sides is half the variance of the differences of their logits, so the differences have to be right:
+they are products of the differences of the states, not differences of products. What remains is rounding in float64,
+2e-15 nats of KL and 1e-14 of JS: 1e-6 and 4e-5 of a KL of 2e-9, where differences of products are off by 3e-4
+(docs/benchmarks). Sums are float64 on a GPU too, so they need no compensation there.
+
+Legend: S sides, R positions of a block, C entries of a chunk, N chunks, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.comparators.head import OutputHead, chunk_length, rows_of_block
+
+TOP = 5
+"""Tokens that are kept of each distribution."""
+
+BLOCK_BYTES = {"cpu": 2**28}
+"""Of the w of one block, where it is not `GPU_BLOCK_BYTES`."""
+
+GPU_BLOCK_BYTES = 2**31
+
+
+class SideStatistics(NamedTuple):
+    """Of one side: entropy (T,) in nats, the first of the likeliest tokens (T,), the `TOP` likeliest (T, TOP)."""
+
+    entropy: Tensor
+    top1: Tensor
+    top: Tensor
+
+
+class PairStatistics(NamedTuple):
+    """Of two sides, (T,) each: KL both ways and JS, in nats."""
+
+    left_right: Tensor
+    right_left: Tensor
+    js: Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of sides, and of pairs by their places."""
+
+    sides: tuple[SideStatistics, ...]
+    pairs: dict[tuple[int, int], PairStatistics]
+
+
+def statistics(states: Sequence[Tensor], head: OutputHead, entries: int) -> Statistics:
+    """All statistics of (T, hidden) matrices of final normed states, `entries` of the vocabulary at a time.
+
+    A position whose states are not all finite numbers gives NaN.
+    """
+    chunk = min(chunk_length(states[0], entries), len(head.weight))
+    chunks = -(-len(head.weight) // chunk)
+    block_bytes = BLOCK_BYTES.get(states[0].device.type, GPU_BLOCK_BYTES)
+    most = block_bytes // (8 * len(states) * chunks * chunk)
+    rows = max(1, min(rows_of_block(len(states), head.weight, chunk), most, len(states[0])))
+    kept = states[0].new_zeros(chunks, len(states), rows, chunk, dtype=torch.float64)
+    parts = (torch.split(side, rows) for side in states)
+    blocks = [_block(torch.stack(block), head, chunk, kept) for block in zip(*parts, strict=True)]
+    pairs = combinations(range(len(states)), 2)
+    return Statistics(
+        tuple(SideStatistics(*_joined(b.sides[side] for b in blocks)) for side in range(len(states))),
+        {pair: PairStatistics(*_joined(b.pairs[pair] for b in blocks)) for pair in pairs},
+    )
+
+
+def _joined(blocks: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+    return map(torch.cat, zip(*blocks, strict=True))
+
+
+def _block(states: Tensor, head: OutputHead, chunk: int, kept: Tensor) -> Statistics:
+    """Statistics of one block of positions, states (S, R, hidden); `kept` is room for its w, 0 behind the last."""
+    finite = states.isfinite().all(dim=2)
+    states = torch.where(finite[..., None], states, 0).float()
+    sides, rows, _ = states.shape
+    states[1:] -= states[0].clone()
+    pairs = list(combinations(range(sides), 2))
+    w = kept[:, :, :rows]
+    sums = []
+    for own, products in zip(w, head.products(states.flatten(0, 1), chunk), strict=True):
+        logits = products.view(sides, rows, -1)
+        logits[1:] += logits[0]
+        sums.append(_first_pass(head.capped(logits), pairs, own[..., : logits.shape[2]]))
+    return _second_pass(_ChunkSums(*map(torch.stack, zip(*sums, strict=True))), w, pairs, finite)
+
+
+class _ChunkSums(NamedTuple):
+    """Of a chunk: largest logit, sums of w and w * logit, each (S, R); of w * difference, both ways, (pairs, 2, R)."""
+
+    shift: Tensor
+    total: Tensor
+    energy: Tensor
+    gaps: Tensor
+
+
+def _first_pass(logits: Tensor, pairs: Sequence[tuple[int, int]], w: Tensor) -> _ChunkSums:
+    """Fill w (S, R, C) of a chunk, and sum what can be summed before the normalisers are known."""
+    shift = logits.amax(dim=2, keepdim=True)
+    torch.sub(logits, shift, out=w)
+    w.exp_()
+    gaps = shift.new_empty(len(pairs), 2, logits.shape[1])
+    for k, (left, right) in enumerate(pairs):
+        gap = logits[left] - logits[right]
+        gaps[k, 0], gaps[k, 1] = (w[left] * gap).sum(1), (w[right] * gap).sum(1).neg_()
+    return _ChunkSums(shift[..., 0], w.sum(2), logits.mul_(w).sum(2), gaps)
+
+
+def _second_pass(sums: _ChunkSums, w: Tensor, pairs: Sequence[tuple[int, int]], finite: Tensor) -> Statistics:
+    """What needs the normalisers, from the sums of all chunks and w (N, S, R, C)."""
+    norm = (sums.shift + sums.total.log()).logsumexp(dim=0)
+    share = (sums.shift - norm).exp_()  # (N, S, R): p = w * share
+    norm = torch.where(finite, norm, torch.nan)
+    entropy = norm - (share * sums.energy).sum(0)
+    top1, top = _likeliest(sums.shift, w)
+    found = {}
+    for k, (left, right) in enumerate(pairs):
+        change = norm[left] - norm[right]
+        forward = (share[:, left] * sums.gaps[:, k, 0]).sum(0) - change
+        backward = (share[:, right] * sums.gaps[:, k, 1]).sum(0) + change
+        js = _mixture_entropy(w, share, left, right) - (entropy[left] + entropy[right]) / 2
+        found[left, right] = PairStatistics(forward, backward, js)
+    return Statistics(tuple(map(SideStatistics, entropy, top1, top)), found)
+
+
+def _mixture_entropy(w: Tensor, share: Tensor, left: int, right: int) -> Tensor:
+    """H(M) of the mean of two distributions w * share, chunk by chunk; 0 ln 0 is 0."""
+    entropy = torch.zeros_like(share[0, 0])
+    for p, half in zip(w, share / 2, strict=True):
+        mean = (p[left] * half[left, :, None]).addcmul_(p[right], half[right, :, None])
+        entropy -= mean.clamp_min(1e-300).log_().mul_(mean).sum(1)
+    return entropy
+
+
+def _likeliest(shift: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of the likeliest tokens, (S, R), and the `TOP` likeliest, (S, R, TOP): they lie in as many chunks."""
+    chunk = w.shape[3]
+    numbers = shift.topk(min(TOP, len(shift)), dim=0).indices.sort(dim=0).values  # (n, S, R)
+    logits = w.gather(0, numbers[..., None].expand(*numbers.shape, chunk)).log_()
+    logits = logits.add_(shift.gather(0, numbers)[..., None]).movedim(0, 2).flatten(2)  # (S, R, n C)
+    first = logits.argmax(dim=2, keepdim=True)
+    ranks = torch.cat([first, logits.topk(min(TOP, logits.shape[2]), dim=2).indices], dim=2)
+    tokens = numbers.movedim(0, 2).gather(2, ranks // chunk) * chunk + ranks % chunk
+    return tokens[..., 0], tokens[..., 1:]
