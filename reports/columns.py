@@ -26,6 +26,7 @@ TABLE_MEANINGS = {
     "observations": "One row a case and subject, and another for the case's probe: what the subject did with it.",
     "verdicts": "One row a property, stage and pair of subjects; left = right where a subject is judged by itself.",
     "divergences": "One row a case, pair and token role: KL of the next-token distributions over those positions.",
+    "forecasts": "One row a case, pair and rule: what a training stack would drop of it at the measured difference.",
     "findings": "One row a property that does not hold for a case.",
     "noise": "One row a calibration case and kind: what a subject differs from itself by when nothing is wrong.",
     "comparisons": "One row a model, property, stage and pair over a whole run: effect, interval, floor and verdict.",
@@ -125,6 +126,36 @@ max | real | nats | largest
 js_mean | real | nats | mean Jensen-Shannon divergence
 js_max | real | nats | largest
 same_top1 | real | share | positions on which both have the same most probable token
+min | real | nats | smallest KL(left || right)
+p0_1 | real | nats | 0.1th percentile of it
+p1 | real | nats | first percentile
+p5 | real | nats | 5th percentile
+p10 | real | nats | 10th percentile
+p90 | real | nats | 90th percentile
+p95 | real | nats | 95th percentile
+reverse_mean | real | nats | mean of KL(right || left)
+entropy_left | real | nats | mean entropy of left
+entropy_right | real | nats | mean entropy of right
+top5_shared | real | share | of left's five likeliest tokens, those among right's
+tokens | whole | tokens | those that these positions predict and both scored; what follows is over them
+gen_kl_error | real | nats | NeMo-RL: mean of exp(r) - r - 1, r = ln P_right - ln P_left
+policy_kl_error | real | nats | NeMo-RL: mean of exp(-r) + r - 1
+js_divergence_error | real | nats | NeMo-RL: the same estimator to the mixture of both
+token_mult_prob_error | real | factor | NeMo-RL: mean of exp(abs(r)), at least 1
+kl | real | nats | verl: mean of -r
+k3_kl | real | nats | verl: as gen_kl_error
+chi2_token | real | chi-squared | verl: mean of exp(2 r), minus 1
+ppl_ratio | real | factor | verl: perplexity of right over that of left
+rollout_is_eff_sample_size | real | share | verl: effective sample size of the importance weights
+rollout_probs_diff_mean | real | probability | verl: mean of abs(P_left - P_right)
+rollout_probs_diff_max | real | probability | verl: largest
+rollout_probs_diff_std | real | probability | verl: standard deviation
+""",
+    "forecasts": f"""{_KEYS}{_PAIR}
+rule | text | | the mask, truncation or clip of a training stack, were left to generate: docs/metrics.md
+level | text | | what it acts on: token or sequence
+n | whole | as `level` | how many there are
+dropped | whole | as `level` | how many it would mask, truncate or clip
 """,
     "findings": f"""{_KEYS}
 id | text | | eight hex digits, the same for the same signature and model
@@ -151,6 +182,7 @@ kl_max | real | nats | largest
 logprob_mean | real | nats | mean difference of the realised tokens' log-probabilities
 logprob_p99 | real | nats | 99th percentile
 logprob_max | real | nats | largest
+feature_max | real | relative error | largest of a feature row; empty without media
 kl_histogram | text | JSON | positions by decade of KL: 1e-16 to 1e-15 first, 10 to 100 nats last
 """,
     "comparisons": f"""

@@ -29,6 +29,7 @@ class Frames:
     observations: pd.DataFrame
     verdicts: pd.DataFrame
     divergences: pd.DataFrame
+    forecasts: pd.DataFrame
     findings: pd.DataFrame
     noise: pd.DataFrame
     comparisons: pd.DataFrame
