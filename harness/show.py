@@ -74,7 +74,7 @@ def night(console: Console, history: History, page: Path) -> None:
         release = "; ".join(step.versions) or "no package changed"
         what = f"{step.series.name} on {step.series.model} ({release})"
         _line(console, f"[{colour}]night {step.night + 1}[/] {escape(what)}")
-    console.print(f"{len(history.nights)} nights, [bold]{len(history.regressions)} new tonight[/]; page:")
+    console.print(f"night {len(history.nights)}, [bold]{len(history.regressions)} new[/]; page:")
     console.print(str(page), soft_wrap=True)
 
 

@@ -8,7 +8,9 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.errors import UserError
 from harness.store import RunStore
 from reports import changes, nights, summary
@@ -163,6 +165,25 @@ def test_the_summary_and_junit_say_the_same(tmp_path: Path) -> None:
     assert len(failed) == int(suite.get("failures") or 0) == len({entry.series for entry in history.regressions})
     assert [case.get("name") for case in suite if case.find("skipped") is not None] == [CRASH.name]
     assert int(suite.get("tests") or 0) == len(suite)
+
+
+def test_the_command_fails_by_what_is_new(tmp_path: Path) -> None:
+    """A night without findings passes, one with new signatures fails, and the next one with the same passes again."""
+    store, history = tmp_path / "store", tmp_path / "history"
+    statuses = []
+    for number, with_findings in enumerate((False, True, True)):
+        run = make_run(tmp_path / str(number), with_findings=with_findings)
+        store.mkdir(exist_ok=True)
+        kept = RunStore(store / f"2000010{number + 1}-000000-1")
+        run.path.rename(kept.path)
+        kept.write_header(kept.header() | {"started": f"2000-01-0{number + 1}T00:00:00+00:00"})
+        files = [f"--{name}={tmp_path / name}" for name in ("out", "summary", "junit")]
+        places = [f"--add={kept.run_id}", f"--store={store}", f"--history={history}"]
+        statuses.append(CliRunner().invoke(app, ["nightly", *places, *files]).exit_code)
+        assert "**2 new tonight**" in (tmp_path / "summary").read_text() or number != 1
+    assert statuses == [0, 1, 0]
+    assert 'failures="0"' in (tmp_path / "junit").read_text()
+    assert "new tonight" not in (tmp_path / "out" / "history.html").read_text().lower()
 
 
 def test_the_page_tells_steps_and_what_came_in() -> None:
