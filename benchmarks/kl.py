@@ -168,7 +168,7 @@ def vllm_objects(vocabulary: int, limit_s: float, tokenizer: Any = None) -> tupl
 
 
 def peak_bytes(inputs: Inputs) -> int:
-    """Memory that the first `ours` takes beyond its inputs: by a GPU's allocator, else anonymous pages, looked at often.
+    """Memory that the first `ours` takes beyond its inputs: by a GPU's allocator, else anonymous pages, often read.
 
     With what libraries take at their first call, and what was freed and is not given back yet.
     """
