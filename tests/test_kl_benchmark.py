@@ -27,6 +27,7 @@ def test_the_quick_benchmark_reports_every_row(tmp_path: Path) -> None:
         "the two products alone",
         "kl_div on materialised logits",
         "vLLM's prompt_logprobs objects, both engines",
+        "vLLM's prompt_logprobs objects, both engines, detokenize=False",
     ]
     assert all(row["seconds"] > 0 and row["tokens"] > 0 for row in found["rows"])
     assert found["relative_error_ours"] < 1e-4 < found["relative_error_kl_div"]
