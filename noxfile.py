@@ -56,6 +56,14 @@ def power(session: nox.Session) -> None:
 
 
 @nox.session
+def calibration(session: nox.Session) -> None:
+    """False alarms of engines beside themselves, the smallest effect seen, where planted faults are found."""
+    for arguments in (("null", "--engine", "hf"), ("null", "--engine", "native"), ("power",)):
+        _uv(session, "python", "-m", "benchmarks.calibration", *arguments)
+    _uv(session, "python", "-m", "benchmarks.transplant")
+
+
+@nox.session
 def time_machine(session: nox.Session) -> None:
     """The founding failures, found by generated cases on the releases that had them; builds some 20 environments."""
     _uv(session, "python", "-m", "benchmarks.time_machine", "--table", "docs/time-machine.md")

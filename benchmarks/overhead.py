@@ -38,9 +38,12 @@ def measure(subjects: str, model: str, cases: int, store: Path) -> dict[str, Any
 def plain(model: str, cases: int) -> dict[str, Any]:
     """The same by plain calls, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.plain", model, str(cases), "0"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    # One thread: several only wait for one another in so small a model, and the workers of a campaign have one, too.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["", *sys.path]), "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, cwd=root)
+    done = subprocess.run(command, check=False, capture_output=True, env=environment, cwd=root)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr.decode()[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -53,6 +53,7 @@ def plain_kl(hf: HfEngine, vllm: VllmEngine, request: Request, arrays: dict[str,
     with torch.inference_mode():
         left = torch.log_softmax(hf.forward(hf.model, inputs, use_cache=False)[0].double(), dim=-1).numpy()
     prompt = vllm.prompt(request, Media.of(request.case.parts, arrays))
+    vllm.tap.clear()
     (output,) = vllm.score(prompt, prompt_logprobs=-1)
     right = np.full((len(output.prompt_token_ids) - 1, left.shape[1]), -np.inf)
     for row, entry in zip(right, output.prompt_logprobs[1:], strict=True):
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str]) -> None:
     for engine in (hf, vllm):
         engine.load(locate(model), dtype=Options.dtype, device=Options.device)
     vllm.llm.llm_engine.model_config.max_logprobs = -1
-    walls, tokens = [], []
+    walls, tokens, ran = [], [], []
     for request, arrays in drawn:
         start = time.perf_counter()
         try:
@@ -127,8 +128,8 @@ def main(arguments: Sequence[str]) -> None:
             continue  # What an engine cannot do is the harness's to tell.
         walls.append(time.perf_counter() - start)
         tokens.append(len(vllm.tap.hidden))
-        vllm.tap.clear()
-    longest = max(drawn, key=lambda entry: len(entry[0].prompt))
+        ran.append((request, arrays))
+    longest = ran[int(np.argmax(tokens))]
     result = {
         "drawn": len(drawn),
         "cases": len(walls),

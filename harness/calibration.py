@@ -132,12 +132,13 @@ def sound(rows: Iterable[Mapping[str, Any]], dtype: str) -> list[Mapping[str, An
 
 
 def kl_limit(rows: Sequence[Mapping[str, Any]], dtype: str) -> float | None:
-    """The largest KL of a case that counts as agreement in a reduced type; None where nothing better is known.
+    """The largest KL of a position that counts as agreement in a reduced type; None where nothing better is known.
 
-    In float32 the limit of decision 0003 stays: it is a million times below any real difference already.
+    It is never above the limit of decision 0003, unless the floor is: then that limit would call noise a finding. In
+    float32 that limit stays: it is a thousand times above noise, and below any fault that we know.
     """
     usable = sound(rows, dtype)
     if dtype == "float32" or not any(row["kind"] == "anchor" for row in usable):
         return None
     largest = max(float(row["kl_max"]) for row in usable)
-    return min(Limits.of(dtype).kl_nats, SPARE * FACTOR * largest)
+    return min(SPARE * FACTOR * largest, max(FACTOR * largest, Limits.of(dtype).kl_nats))

@@ -23,13 +23,15 @@ from safetensors.numpy import save_file
 
 from harness.builds import ready
 from harness.checkpoint import Checkpoint
-from harness.comparators import Context, Limits, Side, compare, load_side
+from harness.comparators import Context, Limits, Side, compare, generation, load_side
+from harness.comparators.generation import Round
 from harness.comparators.kl import OutputHead
 from harness.comparators.start_up import check_loaded
 from harness.comparators.suspects import findings
 from harness.deviations import Deviation, explain
 from harness.environments import Subject
 from harness.errors import EngineUnavailable, EngineUnsupported
+from harness.generation import play
 from harness.media import arrays as media_arrays
 from harness.pool import Worker, thread_share
 from harness.records import rows_of
@@ -92,9 +94,14 @@ class Timing:
 class Flight:
     """A case that workers have: what each makes of it, then of its probe."""
 
-    case: Case
+    request: Request
     calibrates: bool = False
     futures: list[Future[Observation]] = field(default_factory=list)
+
+    @property
+    def case(self) -> Case:
+        """What all of them were asked about."""
+        return self.request.case
 
 
 class Fleet:
@@ -154,17 +161,18 @@ class Fleet:
 
     def submit(self, case: Case, *, calibrates: bool = False) -> Flight:
         """Draw a case's media once and hand it, and its probe, to every worker's queue."""
-        flight, plain = Flight(case, calibrates), self.request(case)
+        plain = self.request(case)
+        flight = Flight(plain, calibrates)
         anchored = calibrates and case.probe is not None and case.probe.kind == "batch"  # Once is enough.
         voters, beside = list(self.subjects), list(self.beside) if anchored or self.options.deep else []
         runs = [(name, False) for name in (*voters, *beside)] + [(name, True) for name in voters if case.probe]
         for name, probe in runs:
-            arrays_path = str(self.scratch / f"{case.id}.{name}{'.probe' * probe}")
+            arrays_path = f"{plain.arrays_path}.{name}{'.probe' * probe}"
             flight.futures.append(self.ask(name, replace(plain, arrays_path=arrays_path, probe=probe)))
         return flight
 
     def request(self, case: Case) -> Request:
-        """A plain run of a case, its media drawn; it still needs a place for its arrays."""
+        """A plain run of a case, its media drawn; each subject adds its name to the place for arrays."""
         companion = case.probe.companion if case.probe else ()
         drawn = media_arrays(case.parts) | media_arrays(companion, "companion.")
         media_path = ""
@@ -173,10 +181,11 @@ class Fleet:
             save_file(drawn, media_path)
         template = self.template if case.form == "chat" else ""
         words = texts(case, template, waves=self.waves)
-        return Request(case, media_path=media_path, arrays_path="", probe=False, deep=self.options.deep, **words)
+        arrays_path = str(self.scratch / case.id)
+        return Request(case, media_path=media_path, arrays_path=arrays_path, deep=self.options.deep, **words)
 
     def ask(self, name: str, request: Request) -> Future[Observation]:
-        """What a subject makes of a request; of one that is absent, why."""
+        """Put a request into a worker's queue; an absent subject answers at once."""
         if name in self.absent:
             return _done(Observation(request.case.id, name, "unavailable", self.absent[name], probe=request.probe))
         return self._executors[name].submit(self.workers[name].run, request)
@@ -311,28 +320,33 @@ class Campaign:
 
     def _finish(self, flight: Flight, run_started: float) -> Result:
         case, everything = flight.case, [future.result() for future in flight.futures]
+        rounds: list[Round] = []
+        if case.continuation and "P6" in self.workers.options.properties and not flight.calibrates:
+            rounds = play(flight.request, list(self.workers.subjects), self.workers.ask)
         compare_started = time.perf_counter()
         every_side = [load_side(observation) for observation in everything]
         sides = [side for side in every_side if side.name in self.workers.subjects]
         beside = tuple(side for side in every_side if side.name in self.workers.beside)
         result = Result(case, tuple(side.observation for side in sides), (), (), {}, {}, tuple(sides), beside)
         if not flight.calibrates:
-            result = self._judged(result)
+            result = self._judged(result, rounds)
         self.workers.discard(case)
         now = time.perf_counter()
         self.timing.compare_s += now - compare_started
         self.timing.wall_s = now - run_started
-        for observation in everything:
+        for observation in (*everything, *(side.observation for round_ in rounds for side in round_.sides)):
             self.timing.engine_s[observation.subject] += observation.engine_s
         return result
 
-    def _judged(self, result: Result) -> Result:
+    def _judged(self, result: Result, rounds: Sequence[Round]) -> Result:
         """The result with verdicts, findings and rows."""
         case, sides, context = result.case, result.sides, self.context
         measured = self.kl_limits.get((case.model, case.dtype or self.workers.options.dtype))
         if measured is not None:
             context = replace(context, limits=replace(context.limits, kl_nats=measured))
         comparison = compare(case, sides, context, self.workers.options.properties)
+        if rounds:
+            comparison.verdicts += list(generation.compare(rounds, context, comparison))
         # How the model loaded is told once, with its first case.
         comparison.verdicts += self._loaded
         self._loaded = []

@@ -90,6 +90,9 @@ def run(
     strict: Annotated[bool, typer.Option("--strict", help="Fail also when a deviation no longer holds.")] = False,
     resume: Annotated[str, typer.Option(metavar="RUN_ID", help="Finish a run that was stopped.")] = "",
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds one subject may take for one case.")] = 120.0,
+    continue_by: Annotated[
+        int, typer.Option(min=0, max=8, help="Tokens that each subject goes on with, for the others to score.")
+    ] = 0,
 ) -> None:
     """Run generated cases through the subjects, compare, report.
 
@@ -112,6 +115,7 @@ def run(
             device=_device(device),
             timeout_s=timeout_s,
             deviations=deviations,
+            continuation_tokens=continue_by,
         )
         session.check(plan)
         if subjects:

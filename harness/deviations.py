@@ -18,7 +18,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import UserError
-from harness.schema import Case, Finding
+from harness.schema import PROBES, Case, Finding
 from harness.spec import AUDIO_MAX_SAMPLES, AUDIO_RATE_HZ, is_exact_ratio, soft_tokens
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "cases" / "deviations"
@@ -77,7 +77,14 @@ class Deviation:
             )
             and fnmatchcase(device, self.device)
             and set(self.requires) <= traits(case)
+            and any(_probe(signature) in ("", case.probe and case.probe.kind) for signature in self.signatures)
         )
+
+
+def _probe(signature: str) -> str:
+    """The kind of probe that a signature is about, which its stage ends in; empty for a plain run."""
+    last = signature.split("/")[1].rpartition(".")[2]
+    return last if last in PROBES else ""
 
 
 def traits(case: Case) -> set[Trait]:

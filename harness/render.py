@@ -81,7 +81,7 @@ def render(case: Case, template: str = "", *, waves: bool = False) -> str:
     return BOS + body
 
 
-def texts(case: Case, template: str = "", *, waves: bool = False) -> dict[str, str]:
+def texts(case: Case, template: str = "", *, waves: bool = False) -> dict[str, Any]:
     """What a request has in words, by its field: the prompt, its companion, and all written out where a probe asks."""
     probe = case.probe
     found = {"prompt": render(case, template, waves=waves)}

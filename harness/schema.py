@@ -158,6 +158,15 @@ class ToolUse:
 
 
 @dataclass(frozen=True)
+class Continuation:
+    """Each subject goes on with the prompt by up to `tokens` tokens: greedily, or sampled where there is a seed."""
+
+    tokens: int = 8
+    seed: int | None = None
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+
+
+@dataclass(frozen=True)
 class Case:
     """One input, described by small parameters. `model` is a zoo name or a checkpoint directory.
 
@@ -173,6 +182,7 @@ class Case:
     dtype: ModelType = ""
     probe: Probe | None = None
     tool: ToolUse | None = None
+    continuation: Continuation | None = None
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     @property
@@ -205,7 +215,9 @@ class Request:
     `video.0` uint8 (frames, H, W, 3) and so on; those of a batch companion start with `companion.`. The worker writes
     the arrays of its observation to `arrays_path`, also safetensors. With `probe` it runs the case as its probe says.
     `expanded` is the prompt with every placeholder written out, where the probe asks for that. With `deep` the stages
-    of the decoder are recorded too. `grafts_path` is a safetensors file of stages that replace the subject's own.
+    of the decoder are recorded too. `grafts_path` is a safetensors file of stages that replace the subject's own. With
+    `generate` it goes on with the prompt by so many tokens and writes them as `continuation`; with a `continuation` it
+    scores prompt and continuation, in one pass or, `singly`, the continuation token by token.
     """
 
     case: Case
@@ -217,6 +229,9 @@ class Request:
     expanded: str = ""
     deep: bool = False
     grafts_path: str = ""
+    generate: int = 0
+    continuation: tuple[int, ...] = ()
+    singly: bool = False
 
 
 @dataclass(frozen=True)
@@ -333,7 +348,9 @@ def case_of(value: Mapping[str, Any]) -> Case:
     """The case that `dataclasses.asdict` was made of, in an environment that has no pydantic."""
     probe = value["probe"] and {**value["probe"], "companion": _parts_of(value["probe"]["companion"])}
     tool = value["tool"] and ToolUse(**value["tool"])
-    return Case(**{**value, "parts": _parts_of(value["parts"]), "probe": probe and Probe(**probe), "tool": tool})
+    more = value.get("continuation") and Continuation(**value["continuation"])
+    read = {"parts": _parts_of(value["parts"]), "probe": probe and Probe(**probe), "tool": tool, "continuation": more}
+    return Case(**{**value, **read})
 
 
 def _parts_of(values: Iterable[Mapping[str, Any]]) -> tuple[Part, ...]:

@@ -9,7 +9,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,7 @@ from harness.deviations import Deviation, load_deviations
 from harness.environments import resolve
 from harness.errors import UserError
 from harness.media import thumbnail
-from harness.schema import SCHEMA_VERSION, Capsule, Case, Finding, Property
+from harness.schema import SCHEMA_VERSION, Capsule, Case, Continuation, Finding, Property
 from harness.store import RunStore, locked, read_capsule, validated, write_json
 from harness.strategies import aims, shares, stratified
 from harness.zoo import FEATURE_NAMES, NAMES, ensure
@@ -58,6 +58,7 @@ class Plan:
     timeout_s: float = Options.timeout_s
     deviations: bool = True
     calibrate: int = 0
+    continuation_tokens: int = 0
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     @property
@@ -108,6 +109,13 @@ def generated(plan: Plan) -> list[Case]:
         spared = share < _SHORT and (k + plan.seed) % 3
         asked = [prop for prop in plan.properties if not (spared and prop == "P12")] or plan.properties
         drawn += stratified(model, asked, count=share, seed=plan.seed + _SEED_STEP * k)
+    if plan.continuation_tokens:
+        # Greedily and sampled in turns; whatever the seed, the same prompts go on in the same way.
+        seeds = [None if k % 2 == 0 else plan.seed + k for k in range(len(drawn))]
+        return [
+            replace(case, continuation=Continuation(plan.continuation_tokens, seed))
+            for case, seed in zip(drawn, seeds, strict=True)
+        ]
     return drawn
 
 

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,7 +65,7 @@ class Server:
         observation = Observation(request.case.id, self.subject, "ok", probe=request.probe)
         started = time.perf_counter()
         try:
-            recording = self.engine.run(request, load_file(request.media_path) if request.media_path else {})
+            recording = self._asked(request)(request, load_file(request.media_path) if request.media_path else {})
         except Exception as error:
             outcome = _OUTCOMES.get(type(error), "crashed")
             if outcome == "crashed":
@@ -79,6 +80,15 @@ class Server:
             )
         engine_s = time.perf_counter() - started
         return dataclasses.replace(observation, engine_s=engine_s, **_written(recording, request.arrays_path))
+
+    def _asked(self, request: Request) -> Callable[[Request, Mapping[str, Array]], Recording]:
+        """The engine's function for a request."""
+        if not (request.generate or request.continuation):
+            return self.engine.run
+        if not hasattr(self.engine, "go_on"):
+            raise Unsupported("this subject writes no continuation")
+        go_on: Callable[[Request, Mapping[str, Array]], Recording] = self.engine.go_on
+        return go_on
 
 
 _OUTCOMES: dict[type[Exception], OutcomeKind] = {Rejected: "rejected", Unsupported: "unavailable"}

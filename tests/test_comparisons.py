@@ -120,10 +120,11 @@ def test_a_finding_is_no_noise(tmp_path: Path) -> None:
 
 
 def test_only_reduced_types_get_a_limit_of_their_own() -> None:
-    """It is never above the provisional one, rests on the anchor, and in float32 nothing changes."""
+    """It is above the provisional one only if the floor is, rests on the anchor, and in float32 nothing changes."""
     rows = [noise("a", 0.02, "anchor", "native"), noise("a", 0.0), noise("b", 5.0, "chunked")]
     assert kl_limit(rows, "bfloat16") == pytest.approx(32 * 0.02)
-    assert kl_limit([noise("a", 1.5, "anchor", "native")], "bfloat16") == Limits.of("bfloat16").kl_nats
+    assert kl_limit([noise("a", 0.4, "anchor", "native")], "bfloat16") == Limits.of("bfloat16").kl_nats
+    assert kl_limit([noise("a", 1.5, "anchor", "native")], "bfloat16") == 4 * 1.5
     assert kl_limit(rows[1:], "bfloat16") is None
     assert kl_limit([noise("a", 1e-10, "anchor", "native")], "float32") is None
 

@@ -10,7 +10,7 @@ import pytest
 
 from harness.deviations import DIRECTORY, Deviation, Trait, by_engine, explain, load_deviations, traits
 from harness.errors import UserError
-from harness.schema import AudioSpec, Case, Finding, ImageSpec, Part, Probe, VideoSpec
+from harness.schema import AudioSpec, Case, Finding, ImageSpec, Part, Probe, ProbeKind, VideoSpec
 
 CASE = Case("tiny-31b", (Part(text="a"), Part(image=ImageSpec(64, 64, "RGBA"))))
 VERSIONS = {"vllm": "0.32.0", "transformers": "5.19.0"}
@@ -148,6 +148,16 @@ def test_the_first_deviation_that_fits_gives_its_name() -> None:
     assert explain(FINDING, CASE, [misfit, KNOWN, replace(KNOWN, name="late")], RAN, "cpu").deviation == "known"
     assert explain(FINDING, CASE, [misfit], RAN, "cpu").deviation == ""
     assert explain(FINDING, CASE, [], RAN, "cpu") == FINDING
+
+
+def test_a_finding_of_a_probe_shows_only_in_cases_with_it() -> None:
+    """What a signature's stage names a probe of is not expected of plain runs, nor of other probes."""
+    known = Deviation(("P5/outcome.forward/hf",), "a", "b")
+    kinds: tuple[ProbeKind, ...] = ("forward", "chunked")
+    probed = [replace(CASE, probe=Probe(kind)) for kind in kinds]
+    assert [known.applies(case, {}, "cpu") for case in (CASE, *probed)] == [False, True, False]
+    either = replace(known, signatures=("P5/outcome.forward/hf", "P6/hidden/hf"))
+    assert all(either.applies(case, {}, "cpu") for case in (CASE, *probed))
 
 
 GOOD = 'signatures = ["P1/*"]\ncause = "a"\nlink = "b"\n'

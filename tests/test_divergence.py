@@ -129,7 +129,7 @@ class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize("positions", [200, 800])
 def test_memory_is_that_of_a_block(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
     """Whatever the number of positions, no tensor is larger than a block; the logits alone would be many."""
-    block = 2**20
+    block = 2**21
     monkeypatch.setitem(divergence.BLOCK_BYTES, "cpu", block)
     states = _random(positions, 5)
     inputs = HEAD.weight.nbytes, states.nbytes
@@ -137,4 +137,4 @@ def test_memory_is_that_of_a_block(monkeypatch: pytest.MonkeyPatch, positions: i
         statistics([states, states + 0.01], HEAD, entries=512)
         realised_logprobs(states.numpy(), torch.zeros(positions, dtype=torch.int64).numpy(), HEAD)
     assert seen.size <= max(block, *inputs, positions * HIDDEN * 4)
-    assert positions * VOCABULARY * 8 > 4 * seen.size
+    assert positions * VOCABULARY * 8 > 2 * seen.size

@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {"worker", "pool", "campaign", "calibration", "comparisons", "session", "doctor", "sweep", "replay", "hunt"}
-        | {"explain", "evidence", "transplant", "export", "export_script", "bisect"}
+        | {"explain", "evidence", "transplant", "export", "export_script", "bisect", "generation"}
     ),
     frozenset({"cli", "cli_capsule", "cli_nightly", "cli_sweep", "options", "show", "suite", "__main__"}),
 )

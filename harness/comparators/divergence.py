@@ -32,7 +32,7 @@ from harness.comparators.head import OutputHead, chunk_length, rows_of_block
 TOP = 5
 """Tokens that are kept of each distribution."""
 
-BLOCK_BYTES = {"cpu": 2**28}
+BLOCK_BYTES = {"cpu": 2**29}
 """Of the w of one block, where it is not `GPU_BLOCK_BYTES`."""
 
 GPU_BLOCK_BYTES = 2**31

@@ -74,6 +74,18 @@ class Engine(Protocol):
         ...
 
 
+class Writer(Protocol):
+    """An engine that can go on with a prompt."""
+
+    def go_on(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
+        """Write a continuation of the prompt as `continuation`, or score the prompt with the one that is given.
+
+        Greedily, or sampled from the whole distribution at temperature 1 where the case has a seed. Scored in one pass,
+        or token by token; either way with `prompt_ids` and `hidden` of prompt and continuation.
+        """
+        ...
+
+
 def chosen(option: str, value: str, known: Sequence[str]) -> str:
     """The value of an option of an adapter, if it is one of those known.
 

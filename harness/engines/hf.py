@@ -26,6 +26,7 @@ from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen
 from harness.engines.hf_inputs import by_chat, by_ids, by_text
 from harness.engines.hf_paths import (
     Forward,
+    continued,
     depth,
     generated,
     negated,
@@ -33,6 +34,7 @@ from harness.engines.hf_paths import (
     plain,
     token_by_token,
     video_encoded_first,
+    written,
 )
 from harness.engines.hf_record import Encoders
 from harness.engines.inputs import Sample, step, with_changed_tensor
@@ -188,6 +190,21 @@ class HfEngine:
         cache = DynamicCache(config=self.model.config)
         score = partial(token_by_token, self.forward, at=at, cache=cache)
         return self._score([Sample.of(request, arrays)], score=score)
+
+    def go_on(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
+        """Write a continuation with `generate`, or score one."""
+        sample = Sample.of(request, arrays)
+        inputs = self._prepared([sample])
+        if request.generate:
+            assert request.case.continuation is not None
+            recording = Recording()
+            recording.add("continuation", written(self.model, inputs, request.generate, request.case.continuation.seed))
+            return recording
+        score = None
+        if request.singly:
+            cache = DynamicCache(config=self.model.config)
+            score = partial(token_by_token, self.forward, at=len(request.continuation) - 1, cache=cache)
+        return self._scored([sample], continued(inputs, request.continuation), score=score)
 
     def _repeat(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
         self._score([Sample.before(request, arrays)])

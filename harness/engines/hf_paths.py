@@ -7,7 +7,7 @@ Shapes: T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -78,6 +78,21 @@ def token_by_token(forward: Forward, model: Any, inputs: Inputs, at: int, cache:
 def generated(model: Any, inputs: Inputs, **options: Any) -> None:
     """`generate` of one token: of its prefill, in chunks or into the cache that `options` name."""
     model.generate(**inputs, max_new_tokens=1, do_sample=False, disable_compile=True, **options)
+
+
+def written(model: Any, inputs: Inputs, tokens: int, seed: int | None) -> Tensor:
+    """The tokens (n,) that `generate` goes on with: greedily, or drawn from the whole distribution."""
+    torch.manual_seed(seed or 0)
+    drawn = {"do_sample": False} if seed is None else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    ids: Tensor = model.generate(**inputs, max_new_tokens=tokens, disable_compile=True, **drawn)
+    return ids[0, inputs["input_ids"].shape[1] :]
+
+
+def continued(inputs: Inputs, tokens: Sequence[int]) -> Inputs:
+    """The inputs of one sample with more text tokens behind them."""
+    more = inputs["input_ids"].new_tensor([list(tokens)])
+    added = {"input_ids": more, "attention_mask": torch.ones_like(more), "mm_token_type_ids": torch.zeros_like(more)}
+    return {**inputs, **{name: torch.cat([inputs[name], rows], dim=1) for name, rows in added.items()}}
 
 
 @contextmanager

@@ -108,12 +108,47 @@ class NativeEngine:
 
     def _decode(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
         sample = Sample.of(request, arrays)
-        prepared, cache = self._prepare(sample), self.model.new_cache()
-        first = len(prepared.token_ids) - read_singly(at, prepared.media_types.tolist())
+        prepared = self._prepare(sample)
+        count = read_singly(at, prepared.media_types.tolist())
+        return self._record(sample, prepared, self._singly(prepared, count))
+
+    def go_on(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
+        """Write a continuation, or score one."""
+        sample = Sample.of(request, arrays)
+        prepared = self._prepare(sample)
+        if request.generate:
+            return self._written(request, prepared)
+        ids = torch.tensor(request.continuation)
+        longer = replace(
+            prepared,
+            token_ids=torch.cat([prepared.token_ids, ids]),
+            media_types=torch.cat([prepared.media_types, torch.zeros_like(ids)]),
+        )
+        hidden = self._singly(longer, len(ids)) if request.singly else self.model.forward(longer)
+        return self._record(sample, longer, hidden)
+
+    def _written(self, request: Request, prepared: Prepared) -> Recording:
+        """Tokens drawn one by one; the end of a turn is a token like any other."""
+        assert request.case.continuation is not None
+        seed, cache = request.case.continuation.seed, self.model.new_cache()
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        last, written = self.model.forward(prepared, cache=cache)[-1:], list[int]()
+        for _ in range(request.generate):
+            logits = self.model.logits(last)[0].double().cpu()
+            drawn = torch.multinomial(logits.softmax(0), 1, generator=generator) if generator else logits.argmax()
+            written.append(int(drawn))
+            last = self.model.decode(written[-1:], cache)
+        recording = Recording()
+        recording.add("continuation", np.array(written, np.int64))
+        return recording
+
+    def _singly(self, prepared: Prepared, count: int) -> Tensor:
+        """Hidden states of all tokens, the last ones read one by one."""
+        first, cache = len(prepared.token_ids) - count, self.model.new_cache()
         begun = replace(prepared, token_ids=prepared.token_ids[:first], media_types=prepared.media_types[:first])
         hidden = [self.model.forward(begun, cache=cache)]
         hidden += [self.model.decode([token], cache) for token in prepared.token_ids[first:].tolist()]
-        return self._record(sample, prepared, torch.cat(hidden))
+        return torch.cat(hidden)
 
     def _repeat(self, request: Request, arrays: Mapping[str, Array], _at: int) -> Recording:
         self._plain(Sample.before(request, arrays))

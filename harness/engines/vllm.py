@@ -46,7 +46,7 @@ from harness.engines.base import (
 )
 from harness.engines.inputs import Media
 from harness.engines.vllm_media import PromptSide, prompt
-from harness.engines.vllm_probes import probe
+from harness.engines.vllm_probes import go_on, probe
 from harness.engines.vllm_tap import Encoded, Tap
 from harness.schema import Counts, LoadReport, Medium, Request
 
@@ -213,6 +213,13 @@ class VllmEngine:
         if output.num_cached_tokens:
             raise RuntimeError(f"{output.num_cached_tokens} tokens of a plain run came from a cache: nothing must")
         return self.record(request, media, output)
+
+    def go_on(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
+        """Write a continuation, or score one."""
+        if self.broken:
+            self.start(self.checkpoint, self.dtype)
+        self.tap.clear()
+        return go_on(self, request, Media.of(request.case.parts, arrays))
 
     def prompt(self, request: Request, media: Media, text: str | list[int] | None = None) -> dict[str, Any]:
         """The request's prompt, or another with its budget, under a name of its own in every cache."""

@@ -98,6 +98,22 @@ def _chunked(engine: Any, request: Request, media: Media, _arrays: Arrays, at: i
     return recording
 
 
+def go_on(engine: Any, request: Request, media: Media) -> Recording:
+    """Write a continuation, or score one behind the prompt's ids."""
+    ids = [*_ids_of(engine, request), *request.continuation]
+    if request.singly:
+        return _forced(engine, request, media, ids, len(request.continuation))
+    if request.continuation:
+        return _scored(engine, request, media, ids)
+    assert request.case.continuation is not None
+    seed = request.case.continuation.seed
+    drawn = {"temperature": 0.0 if seed is None else 1.0, "seed": seed, "max_tokens": request.generate}
+    (output,) = engine.score(engine.prompt(request, media, ids), prompt_logprobs=None, ignore_eos=True, **drawn)
+    recording = Recording()
+    recording.add("continuation", np.array(output.outputs[0].token_ids, np.int64))
+    return recording
+
+
 def _decode(engine: Any, request: Request, media: Media, _arrays: Arrays, at: int) -> Recording:
     """All but the last tokens as a prompt, whose generation is then forced to be those."""
     ids = _ids_of(engine, request)
@@ -107,6 +123,10 @@ def _decode(engine: Any, request: Request, media: Media, _arrays: Arrays, at: in
     n = min(1 + at % 8, after_media - 1)
     if n < 1:
         raise Unsupported(f"{after_media} tokens after the last medium: none is left to decode after a prefill")
+    return _forced(engine, request, media, ids, n)
+
+
+def _forced(engine: Any, request: Request, media: Media, ids: list[int], n: int) -> Recording:
     engine.tap.forced.extend(ids[-n:])
     # One more is sampled than is read; the end of a turn is a token like any other here.
     options = {"max_tokens": n + 1, "prompt_logprobs": None, "skip_reading_prefix_cache": True, "ignore_eos": True}
