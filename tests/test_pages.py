@@ -9,6 +9,7 @@ import pytest
 
 from harness.store import RunStore
 from reports import inputs, measured, soft_tokens
+from reports.findings import ROOT
 from reports.frames import load_run
 from tests.made_run import make_run
 
@@ -84,7 +85,7 @@ def test_power_tells_what_was_not_found(tmp_path: Path) -> None:
 
 def test_the_shipped_power_is_that_of_the_table() -> None:
     """docs/power.json, which the page shows, has the faults and numbers of docs/power.md."""
-    text = (measured.ROOT / "docs" / "power.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "power.md").read_text(encoding="utf-8")
     faults = measured.power()["faults"]
     assert len(faults) == sum(line.count("|") == 6 for line in text.splitlines()) - 2
     assert all(f"| {fault['fault']} | {fault['cases']} |" in text for fault in faults)
