@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,14 @@ def kl_maxima(frames: Frames) -> pd.DataFrame:
     merged = whole.merge(judged[[*keys, "limit"]].drop_duplicates(keys), on=keys, how="left")
     media = frames.cases[["images", "audios", "videos"]].fillna(0).sum(axis=1) > 0
     return merged.assign(has_media=merged["case_id"].isin(frames.cases.loc[media, "case_id"]))
+
+
+def when(started: str) -> str:
+    """A moment as a person writes it."""
+    try:
+        return f"{datetime.fromisoformat(started).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except ValueError:
+        return started or "unknown"
 
 
 def document(frames: Frames) -> dict[str, Any]:

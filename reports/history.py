@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from reports.changes import Regression, Step, by_series, came_in, in_words, regressions, steps
+from reports.frames import when
 from reports.nights import Night, Point, Series
 
 WIDTH, HEIGHT, _PAD = 300.0, 44.0, 5.0
@@ -55,7 +56,7 @@ class History:
         return {
             "number": number + 1,
             "run_id": night.run_id,
-            "started": night.started,
+            "started": when(night.started),
             "seed": night.plan.get("seed"),
             "cases": night.plan.get("cases"),
             "came_in": came_in(self.nights, number, every),

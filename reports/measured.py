@@ -49,7 +49,7 @@ def noise(frames: Frames) -> dict[str, Any]:
                 "logprob_max": _largest(chosen["logprob_max"]),
             }
         )
-    return {"rows": rows, "ticks": NOISE_SCALE.ticks(), "comparisons": frames.comparisons.to_dict("records")}
+    return {"rows": rows, "ticks": NOISE_SCALE.ticks(6), "comparisons": frames.comparisons.to_dict("records")}
 
 
 def _histogram(texts: pd.Series[str]) -> list[Cell]:

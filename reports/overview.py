@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from harness.errors import UserError
 from harness.schema import PROPERTIES
 from harness.store import RunStore, runs
 from reports.charts import KL_SCALE
-from reports.frames import VERDICTS, Frames, agreement, kl_maxima, reasons_not_comparable
+from reports.frames import VERDICTS, Frames, agreement, kl_maxima, reasons_not_comparable, when
 
 
 def context(frames: Frames, findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -23,17 +22,9 @@ def context(frames: Frames, findings: Sequence[Mapping[str, Any]]) -> dict[str, 
         "matrix": list(_matrix(frames)),
         "reasons": reasons_not_comparable(frames),
         "kl": _kl_rows(frames),
-        "kl_ticks": KL_SCALE.ticks(),
+        "kl_ticks": KL_SCALE.ticks(5),
         "since": since(frames, findings),
     }
-
-
-def when(started: str) -> str:
-    """A moment as a person writes it."""
-    try:
-        return f"{datetime.fromisoformat(started).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except ValueError:
-        return started or "unknown"
 
 
 def _matrix(frames: Frames) -> Iterator[dict[str, Any]]:

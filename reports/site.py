@@ -22,7 +22,7 @@ from reports import figures, inputs, measured, overview, soft_tokens
 from reports import findings as finding_pages
 from reports.columns import COLUMNS, TABLE_MEANINGS
 from reports.findings import STAGES
-from reports.frames import Frames, grouped_findings
+from reports.frames import Frames, grouped_findings, when
 from reports.history import History
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -90,7 +90,7 @@ def _shared(frames: Frames, findings: Sequence[Mapping[str, Any]]) -> dict[str, 
     header = frames.header
     return {
         "run_id": frames.run.run_id,
-        "started": overview.when(header.get("started", "")),
+        "started": when(header.get("started", "")),
         "plan": header.get("plan", {}),
         "environment": header.get("environment", {}),
         "subjects": header.get("subjects", {}),
