@@ -137,9 +137,14 @@ RUN = {
 }
 """Capsules of a probe, of sound, of video and of an outcome, and the unit in which their script measures."""
 
+DAILY = ("hf-chunked-prefill-drops-media", "hf-ignores-the-sampling-rate", "hf-forward-refuses-video")
+"""One of each unit; the others take as long and differ less."""
+
 
 @pytest.mark.engines
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in DAILY else pytest.mark.releases) for name in RUN]
+)
 def test_scripts_of_every_kind_fail_where_the_capsule_does(name: str, tmp_path: Path) -> None:
     """In a process of its own: the capsule's number, or one refusal where the capsule has no number."""
     capsule = CAPSULES[name]

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.engines
+@pytest.mark.releases
 def test_the_quick_benchmark_reports_every_row(tmp_path: Path) -> None:
     """Ours, the products alone, `kl_div` and vLLM's objects have a time; ours is right where float32 is not."""
     target = tmp_path / "result.json"

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.turns import Row, Turn
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.releases
 def test_the_quick_benchmark_reports_every_row(tmp_path: Path) -> None:
     """Each row has the time of both implementations and, where there are products, of these alone."""
     target = tmp_path / "result.json"
