@@ -153,6 +153,8 @@ def test_search_from_any_page_leads_to_findings(out: Path, watched: Watched) -> 
     page.keyboard.press("Enter")
     page.wait_for_url("**/findings.html?q=tiny-e2b")
     assert page.locator("#shown").text_content() == "1 of 2 findings"
+    hit = page.locator("#findings-table a:visible").first
+    assert hit.evaluate("link => link === document.activeElement"), "Enter goes to the first hit"
 
 
 def test_a_head_sorts_its_table_and_a_button_copies_it(out: Path, watched: Watched) -> None:

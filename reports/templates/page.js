@@ -138,10 +138,12 @@
     search.value = asked.get("q") ?? "";
     selects.forEach((select) => { select.value = asked.get(select.name) ?? ""; if (select.selectedIndex < 0) select.value = ""; });
     search.addEventListener("input", apply);
-    search.form.addEventListener("submit", (event) => event.preventDefault());
+    const first = () => rows.find((row) => !row.hidden)?.querySelector("a").focus();
+    search.form.addEventListener("submit", (event) => { event.preventDefault(); first(); });
     form.addEventListener("change", apply);
     form.addEventListener("reset", () => { search.value = ""; setTimeout(apply); });
     apply();
+    if (search.value) first();
   }
   if (search) addEventListener("keydown", (event) => {
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName);
