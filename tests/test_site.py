@@ -223,6 +223,8 @@ def test_what_is_new_and_what_is_gone_since_the_run_before(tmp_path: Path) -> No
     site.build(load_run(RunStore(newer)), tmp_path / "site")
     text = " ".join(read(tmp_path / "site")["index.html"].words.split())
     assert "0 new" in text
+    assert "Type Cases" in text, "float32 and bfloat16 are rows of their own"
+    assert "hf ‖ vllm tiny-31b float32 1" in text
     assert "2 still there" in text
     assert "1 not seen any more P1/prompt_ids/gone tiny-31b, fixed, or missed in 1 case" in text
 
