@@ -166,7 +166,8 @@ def prose(text: str) -> Markup:
         else:
             shown += Markup('<span class="badge">{}</span>').format(badge)
         at = found.end()
-    return shown + visible(text[at:])
+    shown += visible(text[at:])
+    return shown
 
 
 def visible(value: Any) -> Any:
