@@ -158,7 +158,7 @@ def prose(text: str) -> Markup:
     shown, at = Markup(), 0
     for found in _PROSE.finditer(text):
         code, link, badge = found.groups()
-        shown += visible(text[at : found.start()])
+        shown += Markup("{}").format(visible(text[at : found.start()]))
         if code:
             shown += Markup("<code>{}</code>").format(visible(code))
         elif link:
@@ -166,8 +166,7 @@ def prose(text: str) -> Markup:
         else:
             shown += Markup('<span class="badge">{}</span>').format(badge)
         at = found.end()
-    shown += visible(text[at:])
-    return shown
+    return shown + Markup("{}").format(visible(text[at:]))
 
 
 def visible(value: Any) -> Any:
