@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,10 @@ def ledger(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def described(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A group of findings with its promise, what is known of its cause, and the text of its issue."""
     known = _known_cause(entry["deviation"]) if entry["deviation"] else {}
+    answers = entry["stage"] == "outcome"
     return {
         **entry,
-        "promise": PROPERTIES.get(entry["property"], entry["property"]),
+        "promise": "the engine answers" if answers else PROPERTIES.get(entry["property"], entry["property"]),
         "words": stage_words(entry["stage"]),
         "cause": known.get("cause", ""),
         "link": known.get("link", ""),
@@ -132,13 +133,11 @@ class Examples:
         arrays = self.run.read_arrays(case.id)
         curves = figures.kl_by_pair(arrays)
         verdicts, observations = (self._rows[name].get(case.id, []) for name in ("verdicts", "observations"))
-        limits = {
-            (row["left"], row["right"]): row["limit"]
-            for row in verdicts
-            if (row["property"], row["stage"]) == ("P6", "hidden") and pd.notna(row["limit"])
-        }
+        judged = [row for row in verdicts if (row["property"], row["stage"]) == ("P6", "hidden")]
+        limits = {(row["left"], row["right"]): row["limit"] for row in judged if pd.notna(row["limit"])}
         return {
             "case": case,
+            "own": capsule.finding,
             "versions": capsule.subjects,
             "computed": f"{case.dtype or capsule.dtype} on {capsule.device}",
             "media": list(_media(self.run.path, case, observations)),
@@ -148,11 +147,18 @@ class Examples:
             "token_runs": role_runs(arrays),
             "placeholders": placeholder_runs(arrays),
             "figure": figures.kl_positions(arrays, limits) if curves else None,
-            "off_curves": [
-                row["subject"] for row in observations if not any(row["subject"] in pair for pair in curves)
-            ],
+            "without_curve": without_curve(judged, curves),
             "not_drawn": sum(map(figures.not_finite, curves.values())),
         }
+
+
+def without_curve(judged: Sequence[Mapping[str, Any]], curves: Collection[tuple[str, str]]) -> dict[str, list[str]]:
+    """Why pairs have no curve, in the words of their verdict: reason -> pairs."""
+    found: dict[str, list[str]] = {}
+    for row in judged:
+        if (row["left"], row["right"]) not in curves:
+            found.setdefault(row["reason"] or row["verdict"], []).append(f"{row['left']} – {row['right']}")
+    return found
 
 
 def _roles(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

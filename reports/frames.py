@@ -98,13 +98,18 @@ def reasons_not_comparable(frames: Frames) -> list[tuple[str, int]]:
 
 
 def kl_maxima(frames: Frames) -> pd.DataFrame:
-    """The largest KL in nats of each case and pair, with the limit it was judged by and whether it has media."""
+    """The largest KL in nats of each case and pair, with its limit, its compute type, and whether it has media."""
     whole = frames.divergences[frames.divergences["role"] == "all"]
     judged = frames.verdicts[(frames.verdicts["property"] == "P6") & (frames.verdicts["stage"] == "hidden")]
     keys = ["case_id", "left", "right"]
     merged = whole.merge(judged[[*keys, "limit"]].drop_duplicates(keys), on=keys, how="left")
     media = frames.cases[["images", "audios", "videos"]].fillna(0).sum(axis=1) > 0
-    return merged.assign(has_media=merged["case_id"].isin(frames.cases.loc[media, "case_id"]))
+    own = frames.header.get("plan", {}).get("dtype", "")
+    types = frames.cases.set_index("case_id")["dtype"].fillna("").replace("", own)
+    return merged.assign(
+        has_media=merged["case_id"].isin(frames.cases.loc[media, "case_id"]),
+        dtype=merged["case_id"].map(types).fillna(own),
+    )
 
 
 def when(started: str) -> str:

@@ -20,6 +20,9 @@ POWER = ROOT / "docs" / "power.json"
 NOISE_SCALE = Scale(-16, 2, steps=1)
 _CASES_SCALE = Scale(0, 3)
 
+LIMITS_NATS = {"float32": 1e-5, "bfloat16": 2.0, "float16": 0.7}
+"""Compute type -> the KL from which calibration calls a case a finding: docs/decisions/0003-limits.md."""
+
 KINDS = {
     "repeat": "the same run twice",
     "batch": "alone and in a batch",
@@ -47,9 +50,15 @@ def noise(frames: Frames) -> dict[str, Any]:
                 "kl_p99_9": _largest(chosen["kl_p99_9"]),
                 "kl_max": _largest(chosen["kl_max"]),
                 "logprob_max": _largest(chosen["logprob_max"]),
+                "findings": int((pd.to_numeric(chosen["kl_max"]) > LIMITS_NATS.get(str(dtype), np.inf)).sum()),
             }
         )
-    return {"rows": rows, "ticks": NOISE_SCALE.ticks(6), "comparisons": frames.comparisons.to_dict("records")}
+    return {
+        "rows": rows,
+        "limits": LIMITS_NATS,
+        "ticks": NOISE_SCALE.ticks(6),
+        "comparisons": frames.comparisons.to_dict("records"),
+    }
 
 
 def _histogram(texts: pd.Series[str]) -> list[Cell]:

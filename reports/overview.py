@@ -41,16 +41,17 @@ def _matrix(frames: Frames) -> Iterator[dict[str, Any]]:
 
 
 def _kl_rows(frames: Frames) -> list[dict[str, Any]]:
-    """One row a pair, model and limit: how the largest KL of each case is spread, with media and without."""
+    """A row a pair, model, compute type and limit: how the largest KL of a case is spread, with media and without."""
     rows = []
-    keys = ["left", "right", "model", "limit"]
-    for (left, right, model, _), chosen in kl_maxima(frames).groupby(keys, sort=False, dropna=False):
+    keys = ["left", "right", "model", "dtype", "limit"]
+    for (left, right, model, dtype, _), chosen in kl_maxima(frames).groupby(keys, sort=False, dropna=False):
         finite = chosen.loc[np.isfinite(chosen["max"].astype(float)), "max"]
         known = next(iter(chosen["limit"].dropna().astype(float)), None)
         rows.append(
             {
                 "pair": f"{left} ‖ {right}",
                 "model": model,
+                "dtype": dtype,
                 "cases": len(chosen),
                 "media": KL_SCALE.strip(chosen.loc[chosen["has_media"], "max"], "nats"),
                 "text": KL_SCALE.strip(chosen.loc[~chosen["has_media"], "max"], "nats"),

@@ -6,6 +6,7 @@ Prompts and messages come from strangers. Jinja2 escapes every one of them; only
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,8 @@ def build(frames: Frames, out: Path, history: History | None = None) -> Path:
         for medium in example["media"]:
             if medium["file"]:
                 medium["file"] = _picture(frames.run.path / "media" / medium["file"], out / "assets" / "media")
+        name = f"{finding['id']}.json"
+        shutil.copyfile(frames.run.path / "capsules" / name, out / "findings" / name)
         issue = finding_pages.issue_text(finding["deviation"])
         write(
             f"findings/{finding['id']}.html", "finding.html.j2",
@@ -110,8 +113,9 @@ def _assets(out: Path) -> None:
     """One copy of everything that pages share; pages of findings that an earlier build left are removed."""
     for name in ("assets/media", "findings"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    for left in (out / "findings").glob("*.html"):
-        left.unlink()
+    for left in (out / "findings").iterdir():
+        if left.suffix in (".html", ".json"):
+            left.unlink()
     shutil.copyfile(_PLOTLY, out / "assets" / "plotly.min.js")
     shutil.copyfile(_TEMPLATES / "page.js", out / "assets" / "site.js")
     style = (_TEMPLATES / "page.css").read_text(encoding="utf-8") + figures.role_style()
@@ -142,7 +146,27 @@ def environment() -> jinja2.Environment:
     )
     templates.filters["number"] = _number
     templates.filters["stage"] = finding_pages.stage_words
+    templates.filters["prose"] = prose
     return templates
+
+
+_PROSE = re.compile(r"`([^`]+)`|(https://[^\s;,`]+)|(not reported yet)")
+
+
+def prose(text: str) -> Markup:
+    """A cause or its link, escaped: backticks as code, addresses as links, what nobody was told as a badge."""
+    shown, at = Markup(), 0
+    for found in _PROSE.finditer(text):
+        code, link, badge = found.groups()
+        shown += Markup("{}").format(visible(text[at : found.start()]))
+        if code:
+            shown += Markup("<code>{}</code>").format(visible(code))
+        elif link:
+            shown += Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(visible(link))
+        else:
+            shown += Markup('<span class="badge">{}</span>').format(badge)
+        at = found.end()
+    return shown + Markup("{}").format(visible(text[at:]))
 
 
 def visible(value: Any) -> Any:

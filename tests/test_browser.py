@@ -153,6 +153,8 @@ def test_search_from_any_page_leads_to_findings(out: Path, watched: Watched) -> 
     page.keyboard.press("Enter")
     page.wait_for_url("**/findings.html?q=tiny-e2b")
     assert page.locator("#shown").text_content() == "1 of 2 findings"
+    hit = page.locator("#findings-table a:visible").first
+    assert hit.evaluate("link => link === document.activeElement"), "Enter goes to the first hit"
 
 
 def test_a_head_sorts_its_table_and_a_button_copies_it(out: Path, watched: Watched) -> None:
@@ -175,6 +177,29 @@ def test_a_head_sorts_its_table_and_a_button_copies_it(out: Path, watched: Watch
     assert len(lines) == len(before) + 1
     assert lines[0].startswith("Fault\t")
     assert {line.count("\t") for line in lines} == {6}
+
+
+def test_a_reason_stays_below_its_comparison(watched: Watched, tmp_path: Path) -> None:
+    """Sorting moves a comparison with the line of its reason, and the page says how its numbers are read."""
+    run = make_run(tmp_path / "store")
+    keys = {"model": "m", "property": "P6", "stage": "hidden", "left": "hf", "right": "vllm", "verdict": "agree"}
+    run.append({"comparisons": [keys | {"effect": effect, "reason": f"why {effect:g}"} for effect in (3.0, 1.0, 2.0)]})
+    page = watched.open(site.build(load_run(run), tmp_path / "site").with_name("noise.html"))
+    assert page.get_by_role("heading", name="How to read a KL").is_visible()
+    page.locator("thead th", has_text="effect").click()
+    assert page.locator("table tr.foot").all_text_contents() == ["why 1", "why 2", "why 3"]
+    assert page.locator("table tr:not(.foot) + tr.foot").count() == 3
+    assert watched.said == []
+
+
+def test_a_wide_table_keeps_its_first_column_on_a_phone(out: Path, watched: Watched) -> None:
+    """On a phone the first cell of a row stays in view; a column's name is not broken within a word anywhere."""
+    page = watched.open(out / "findings.html")
+    first = page.locator("#findings-table tbody tr:not(.head) > :first-child").first
+    phone = page.evaluate("innerWidth") == SIZES["phone"][0]
+    assert (first.evaluate("cell => getComputedStyle(cell).position") == "sticky") == phone
+    wraps = page.locator("thead th").evaluate_all("heads => heads.map((head) => getComputedStyle(head).overflowWrap)")
+    assert set(wraps) == {"normal"}
 
 
 def test_dark_is_dark_and_light_is_light(out: Path, browser: Browser) -> None:

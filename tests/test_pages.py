@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.comparators import Limits
 from harness.store import RunStore
 from reports import inputs, measured, soft_tokens
 from reports.findings import ROOT
@@ -64,6 +65,12 @@ def test_noise_is_spread_over_its_decades(run: RunStore) -> None:
     (shown,) = measured.noise(load_run(run))["rows"]
     (cell,) = shown["strip"]
     assert cell.words == "14 from 1e-11 to 1e-10 nats"
+    assert shown["findings"] == 0
+    beyond = row | {"case_id": "d", "kl_max": 1.0, "kl_histogram": json.dumps(histogram)}
+    run.append({"noise": [beyond, beyond | {"dtype": "bfloat16"}]})
+    again = {entry["dtype"]: entry["findings"] for entry in measured.noise(load_run(run))["rows"]}
+    assert again == {"float32": 1, "bfloat16": 0}, "1 nat is a finding in float32 only"
+    assert {dtype: Limits.of(dtype).kl_nats for dtype in measured.LIMITS_NATS} == measured.LIMITS_NATS
     assert (shown["words"], shown["cases"], shown["positions"], shown["kl_max"]) == (
         "alone and in a batch",
         2,

@@ -66,6 +66,8 @@ def _pages(run: RunStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (out / "findings").mkdir()
     (out / "findings" / "left.html").write_text("of an earlier build")
     assert site.build(load_run(run), out) == out / "index.html"
+    for capsule in (run.path / "capsules").iterdir():
+        assert (out / "findings" / capsule.name).read_bytes() == capsule.read_bytes()
     yield read(out)
     assert not (out / "findings" / "left.html").exists()
 
@@ -103,13 +105,16 @@ def test_control_characters_are_made_visible(pages: Site) -> None:
 
 
 def test_every_finding_can_be_linked_and_replayed(run: RunStore, pages: Site) -> None:
-    """Each finding has a page of its own, and commands, to read and to copy, that name its capsule."""
+    """Each finding has a page of its own, and commands, to read and to copy, that name the capsule beside it."""
     for name in sorted(set(run.frame("findings")["id"])):
-        page, capsule = pages[f"findings/{name}.html"], run.path / "capsules" / f"{name}.json"
+        page, capsule = pages[f"findings/{name}.html"], f"{name}.json"
         commands = page.attributes("data-copy")
         verbs = [command.split()[3] for command in commands]
         assert verbs == ["replay", "shrink", "explain", "export", "export"]
-        assert all(str(capsule) in command and command in page.words for command in commands)
+        assert all(command.split()[4] == capsule and command in page.words for command in commands)
+        assert capsule in page.attributes("href")
+        assert "at revision abc123, pip install uv" in page.words
+        assert str(run.path) not in "".join([page.words, *commands]), "a path that the reader does not have"
         assert f"findings/{name}.html" in pages["findings.html"].attributes("href")
         assert f"findings/{name}.html" in pages["index.html"].attributes("href")
 
@@ -144,7 +149,24 @@ def test_a_curve_is_drawn_or_its_absence_explained(pages: Site) -> None:
     """A finding with arrays gets its KL by position; a crash says in words why there is none."""
     assert pages[KL_PAGE].attributes("data-figure") == [f"data-kl-{0x30:08x}"]
     assert "There is no curve" in pages[CRASH_PAGE].words
+    assert f"No curve of hf – vllm: vllm crashed {HOSTILE}." in pages[CRASH_PAGE].words, "the verdict's own reason"
     assert "1 position not drawn" in pages[KL_PAGE].words, "the NaN"
+
+
+def test_what_is_broken_and_how_far_is_told(pages: Site) -> None:
+    """A crash breaks the promise to answer, not that of prompt ids; an example's number stands beside the worst."""
+    assert "Broken promise: the engine answers" in pages[CRASH_PAGE].words
+    assert "Broken promise P6: " in pages[KL_PAGE].words
+    text = " ".join(pages[KL_PAGE].words.split())
+    assert "Measured in this example 5.5 nats Worst measured, in its only case 5.5 nats" in text
+
+
+def test_a_cause_is_prose_and_nothing_else() -> None:
+    """Backticks become code, addresses links, what nobody was told a badge; markup and other schemes stay letters."""
+    shown = site.prose("`<b>` is <i>; for it not reported yet: https://a.example/1; javascript:x")
+    code, link = "<code>&lt;b&gt;</code>", '<a href="https://a.example/1" rel="noreferrer">https://a.example/1</a>'
+    badge = '<span class="badge">not reported yet</span>'
+    assert shown == f"{code} is &lt;i&gt;; for it {badge}: {link}; javascript:x"
 
 
 def test_counts_stand_beside_both_rules(pages: Site) -> None:
@@ -201,11 +223,13 @@ def test_what_is_new_and_what_is_gone_since_the_run_before(tmp_path: Path) -> No
     site.build(load_run(RunStore(newer)), tmp_path / "site")
     text = " ".join(read(tmp_path / "site")["index.html"].words.split())
     assert "0 new" in text
+    assert "Type Cases" in text, "float32 and bfloat16 are rows of their own"
+    assert "hf ‖ vllm tiny-31b float32 1" in text
     assert "2 still there" in text
     assert "1 not seen any more P1/prompt_ids/gone tiny-31b, fixed, or missed in 1 case" in text
 
 
-@pytest.mark.parametrize("text", ["cause = 'the known cause'\nlink = 'javascript:alert(1)'", "not toml", None])
+@pytest.mark.parametrize("text", ["cause = 'the `known` cause'\nlink = 'javascript:alert(1)'", "not toml", None])
 def test_known_cause_is_told_if_its_file_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:
@@ -220,9 +244,12 @@ def test_known_cause_is_told_if_its_file_is_there(
     run.append({"findings": [dataclasses.asdict(finding) | {"subjects": "[]"}]})
     write_json(run.path / "capsules" / "00000001.json", Capsule(SCHEMA_VERSION, finding, BY_KL, {}, "float32", "cpu"))
     site.build(load_run(run), tmp_path / "site")
-    page = read(tmp_path / "site")["findings/00000001.html"]
+    pages = read(tmp_path / "site")
+    page, searched = pages["findings/00000001.html"], pages["findings.html"].attributes("data-words")
+    assert any("`known` cause" in words for words in searched) == bool(text and text.startswith("cause"))
     assert ("the known cause" if text and text.startswith("cause") else "no longer in cases/deviations/") in page.words
     assert ("# The issue <b>" in page.words) == bool(text)
+    assert ("The smallest known case, from docs/findings/known.md; not this example" in page.words) == bool(text)
     assert "its script" not in page.words
     assert not any(href.startswith("javascript") for href in page.attributes("href"))
 

@@ -83,8 +83,8 @@
   const sort = (table, column, sign) => {
     const keyed = (row) => [row, words(row.cells[column])];
     const bodies = all("tbody", table).map((body) => {
-      const rows = all("tr:not(.head)", body).map(keyed).sort((a, b) => sign * compare(a[1], b[1]));
-      rows.forEach(([row]) => body.append(row));
+      const rows = all("tr:not(.head, .foot)", body).map(keyed).sort((a, b) => sign * compare(a[1], b[1]));
+      body.append(...rows.map(([row]) => row), ...all("tr.foot", body));
       return [body, rows[0]?.[1] ?? ""];
     });
     bodies.sort((a, b) => sign * compare(a[1], b[1])).forEach(([body]) => table.append(body));
@@ -138,10 +138,12 @@
     search.value = asked.get("q") ?? "";
     selects.forEach((select) => { select.value = asked.get(select.name) ?? ""; if (select.selectedIndex < 0) select.value = ""; });
     search.addEventListener("input", apply);
-    search.form.addEventListener("submit", (event) => event.preventDefault());
+    const first = () => rows.find((row) => !row.hidden)?.querySelector("a").focus();
+    search.form.addEventListener("submit", (event) => { event.preventDefault(); first(); });
     form.addEventListener("change", apply);
     form.addEventListener("reset", () => { search.value = ""; setTimeout(apply); });
     apply();
+    if (search.value) first();
   }
   if (search) addEventListener("keydown", (event) => {
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName);
