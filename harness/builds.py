@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -119,7 +120,7 @@ def _harness_alone(place: Path) -> Path:
     only.mkdir(exist_ok=True)
     link, package = only / "harness", Path(__file__).resolve().parent
     if not link.exists() or link.resolve() != package:
-        new = only / f"harness-{os.getpid()}"
+        new = only / f"harness-{os.getpid()}-{threading.get_ident()}"  # Threads may be here at once.
         new.symlink_to(package, target_is_directory=True)
         new.replace(link)
     return only
