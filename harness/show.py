@@ -14,7 +14,7 @@ from rich.table import Table
 from harness.bisect import Asked, Bisected
 from harness.deviations import Deviation
 from harness.doctor import Examined, Verified
-from harness.explain import Explanation, PairExplanation
+from harness.explain import Explanation, PairExplanation, StageRow
 from harness.hunt import Shrunk
 from harness.replay import Replayed
 from harness.schema import PROPERTIES, Case
@@ -23,12 +23,22 @@ from harness.transplant import Graft, Transplant
 from reports.frames import VERDICTS, Frames, agreement
 from reports.history import History
 
+_RELATIVE = "relative error"
 _MARKS = dict(zip(VERDICTS, ("[green]{} agree[/]", "[red]{} differ[/]", "[dim]{} n/c[/]"), strict=True))
 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _plain_table(name: str, *numbers: str) -> Table:
+    """A table without lines, which fits 80 columns: a name, and short numbers."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column(name, no_wrap=True)
+    for column in numbers:
         table.add_column(column, overflow="fold")
     return table
 
@@ -211,9 +221,9 @@ def explained(console: Console, result: Explanation) -> None:
         _line(console, f"  {escape(reason)}")
     for moved in result.transplants:
         if moved.main is not None:
-            console.print(_transplanted(moved, moved.main))
+            _print_transplanted(console, moved, moved.main)
     for pair in result.pairs:
-        console.print(_stages(pair))
+        _print_stages(console, pair)
         for role in pair.roles:
             _line(
                 console,
@@ -221,28 +231,36 @@ def explained(console: Console, result: Explanation) -> None:
             )
 
 
-def _transplanted(moved: Transplant, main: Graft) -> Table:
+def _print_transplanted(console: Console, moved: Transplant, main: Graft) -> None:
     """Which share of a KL enters at which stage; stages at which nothing does are left out."""
-    title = f"{moved.other} put into native: {main.enters:.0%} of the KL of {moved.kl:.2g} nats enters at {main.stage}"
-    table = _table(title, "with stages up to", "KL left, nats", "removed", "enters here")
+    words = f"{main.enters:.0%} of the KL of {moved.kl:.2g} nats enters at {main.stage}"
+    _line(console, f"[bold]{escape(moved.other)} put into native:[/] {escape(words)}")
+    table = _plain_table("with stages up to", "KL left, nats", "removed", "enters here")
     for graft in moved.grafts:
         if abs(graft.enters) >= 0.005:
             table.add_row(graft.stage, f"{graft.kl_left:.2g}", f"{graft.removed:.1%}", f"{graft.enters:.1%}")
-    return table
+    console.print(table)
 
 
-def _stages(pair: PairExplanation) -> Table:
+def _print_stages(console: Console, pair: PairExplanation) -> None:
+    """A line a stage: how far apart, how much further than at the stage before, what rounding explains, the verdict."""
     first = f"first beyond its limit: {pair.first}" if pair.first else "no stage beyond its limit"
     enters = f", beyond noise: {pair.enters}" if pair.enters else ""
-    columns = ("stage", "largest abs.", "rel.", "x before", "noise", "measured")
-    table = _table(f"{pair.left} - {pair.right}: {first}{enters}", *columns)
-    colours = {"agree": "green", "differ": "red"}
+    _line(console, f"[bold]{escape(f'{pair.left} - {pair.right}')}:[/] {escape(first + enters)}")
+    table = _plain_table("stage", "largest abs.", "rel.", "x before", "noise", "verdict")
     for row in pair.stages:
         numbers = ["" if n is None else f"{n:.3g}" for n in (row.max_absolute, row.max_relative, row.growth, row.noise)]
-        sign = "<=" if row.verdict == "agree" else ">"
-        judged = row.detail if row.measured is None else f"{row.measured:.3g} {row.unit} {sign} {row.limit or 0:g}"
-        table.add_row(row.stage, *numbers, f"[{colours.get(row.verdict, 'dim')}]{row.verdict}[/] {escape(judged)}")
-    return table
+        table.add_row(row.stage, *numbers, _verdict(row))
+    console.print(table)
+
+
+def _verdict(row: StageRow) -> str:
+    """The verdict with what it rests on, unless that is the relative error, which has a column of its own."""
+    colour = {"agree": "green", "differ": "red"}.get(row.verdict, "dim")
+    measured = "" if row.measured is None or row.unit == _RELATIVE else f" {row.measured:.3g} {row.unit}"
+    limit = f" > {row.limit or 0:.3g}" if row.verdict == "differ" and row.measured is not None else ""
+    words = measured + limit or f" {row.detail}"
+    return f"[{colour}]{row.verdict}[/]{escape(words).rstrip()}"
 
 
 def subjects(console: Console, examined: Sequence[Examined]) -> None:
