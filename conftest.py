@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from harness.campaign import Options
+from harness.fleet import Options
 from harness.schema import Case, Property
 from harness.session import DEFAULT_SUBJECTS
 from harness.suite import Suite, example_database

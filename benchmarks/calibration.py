@@ -24,8 +24,8 @@ from typing import Any
 
 from benchmarks.perturbed import VARIABLE
 from harness import calibration
-from harness.campaign import Fleet, fleet
 from harness.environments import SUBJECTS, Subject
+from harness.fleet import Fleet, fleet
 from harness.session import Plan, run_on, start
 from harness.store import RunStore, plain
 from harness.strategies import cases, generate

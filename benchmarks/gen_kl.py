@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.time_machine import pinned_transformers
-from harness.campaign import Campaign, Options, Result, fleet
+from harness.campaign import Campaign, Result
 from harness.comparators.estimators import gen_kl_error, policy_kl_error
 from harness.environments import Subject, resolve
+from harness.fleet import Options, fleet
 from harness.schema import ROLES, Case
 from harness.session import locate
 from harness.strategies import generate

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import session
-from harness.campaign import Campaign, Timing, fleet
+from harness.campaign import Campaign, Timing
 from harness.deviations import load_deviations
 from harness.environments import SUBJECTS, Subject, at_release
+from harness.fleet import fleet
 from harness.schema import Property
 from harness.store import DEFAULT_STORE, locked, runs
 from reports import nights as nights_of

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.campaign import Options
 from harness.checkpoint import Checkpoint
 from harness.engines.base import Rejected
 from harness.engines.hf import HfEngine
 from harness.engines.inputs import Media, Sample
 from harness.engines.vllm import VllmEngine
+from harness.fleet import Options
 from harness.media import arrays as media_arrays
 from harness.render import texts
 from harness.schema import Case, Request

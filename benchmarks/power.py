@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faulty import VARIABLE, Fault, read_faults
-from harness.campaign import Campaign, Options, fleet
+from harness.campaign import Campaign
 from harness.deviations import load_deviations
 from harness.environments import SUBJECTS, Subject
+from harness.fleet import Options, fleet
 from harness.hunt import Search
 from harness.replay import Target
 from harness.schema import PROPERTIES, Case, Property

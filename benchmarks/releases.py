@@ -12,8 +12,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from harness.campaign import Campaign, Options, Result, fleet
+from harness.campaign import Campaign, Result
 from harness.environments import resolve
+from harness.fleet import Options, fleet
 from harness.schema import AudioSpec, Case, ImageSpec, Part, VideoSpec
 from harness.session import locate
 

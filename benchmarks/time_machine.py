@@ -24,9 +24,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from harness.bisect import Asked, Asking, bisect, renamed, status_of
-from harness.campaign import Campaign, Options, Result, fleet
+from harness.campaign import Campaign, Result
 from harness.environments import Subject, releases, resolve
 from harness.errors import EngineUnavailable
+from harness.fleet import Options, fleet
 from harness.hunt import Search
 from harness.replay import Target, replay
 from harness.schema import Capsule, Finding, Property

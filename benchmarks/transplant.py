@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.faulty import STAGES, VARIABLE, Fault, read_faults
-from harness.campaign import Campaign, Options, fleet
+from harness.campaign import Campaign
 from harness.environments import SUBJECTS, Subject
+from harness.fleet import Options, fleet
 from harness.schema import AudioSpec, Case, ImageSpec, Part, VideoSpec
 from harness.session import locate
 from harness.transplant import Graft, transplant

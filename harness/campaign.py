@@ -6,22 +6,15 @@ work on one case, the media of the next are drawn and the case before is compare
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.numpy import save_file
 
-from harness.builds import ready
 from harness.checkpoint import Checkpoint
 from harness.comparators import Context, Limits, Side, compare, generation, load_side
 from harness.comparators.generation import Round
@@ -29,31 +22,13 @@ from harness.comparators.kl import OutputHead
 from harness.comparators.start_up import check_loaded
 from harness.comparators.suspects import findings
 from harness.deviations import Deviation, explain
-from harness.environments import Subject
-from harness.errors import EngineUnavailable, EngineUnsupported
+from harness.fleet import Fleet, Flight
 from harness.generation import play
-from harness.media import arrays as media_arrays
-from harness.pool import Worker, thread_share
 from harness.records import rows_of
-from harness.render import texts
-from harness.schema import PROPERTIES, Case, Finding, LoadReport, Observation, Property, Request, Verdict
+from harness.schema import Case, Finding, Observation, Verdict
 
 PIPELINE_DEPTH = 3
 """Cases in flight: one running, one waiting so that no engine idles, one being compared."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How subjects are run and compared, the same for every case of a campaign.
-
-    With `deep` the decoder's stages are recorded too, and the subjects beside the others run every case.
-    """
-
-    dtype: str = "float32"
-    device: str = "cpu"
-    timeout_s: float = 120.0
-    properties: tuple[Property, ...] = tuple(PROPERTIES)
-    deep: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,167 +63,6 @@ class Timing:
         total_s = sum(self.engine_s.values())
         ratio = (self.wall_s - self.startup_s) / total_s if total_s else None
         return {**vars(self), "engine_s": dict(self.engine_s), "overhead_ratio": ratio}
-
-
-@dataclass(frozen=True)
-class Flight:
-    """A case that workers have: what each makes of it, then of its probe."""
-
-    request: Request
-    calibrates: bool = False
-    futures: list[Future[Observation]] = field(default_factory=list)
-
-    @property
-    def case(self) -> Case:
-        """What all of them were asked about."""
-        return self.request.case
-
-
-class Fleet:
-    """The workers of several subjects, and scratch space in memory for what passes between them."""
-
-    def __init__(
-        self, subjects: Sequence[Subject], options: Options, logs: Path, beside: Sequence[Subject] = ()
-    ) -> None:
-        """Describe the workers; a subject that cannot run here is kept, with the reason, in `absent`.
-
-        Subjects `beside` the others have no vote, and run only where they are asked for: cases of calibration, and
-        those of a fleet that goes deep.
-        """
-        self.options = options
-        self.subjects = {subject.name: subject for subject in subjects}
-        self.beside = {subject.name: subject for subject in beside if subject.name not in self.subjects}
-        self.absent: dict[str, str] = {}
-        startable = [found for s in (*subjects, *self.beside.values()) if (found := self._ready(s))]
-        threads = thread_share(max(1, len(startable)))
-        self.workers = {
-            s.name: Worker(s, logs / f"{s.name}.log", threads=threads, timeout_s=options.timeout_s) for s in startable
-        }
-        self.loaded: tuple[Path, str] | None = None
-        self.template, self.waves = "", False
-        self.reports: dict[str, LoadReport] = {}
-        self.refused: dict[str, str] = {}
-        self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.workers}
-        self.scratch = _scratch()
-
-    def _ready(self, subject: Subject) -> Subject | None:
-        """The subject with its environment, or None and the reason in `absent`."""
-        try:
-            return ready(subject)
-        except EngineUnavailable as error:
-            self.absent[subject.name] = str(error)
-            return None
-
-    def load(self, checkpoint: Path, dtype: str = "", *, audit: bool = False) -> None:
-        """Load a checkpoint into every worker at once. One that cannot is absent until the next checkpoint."""
-        self.absent = {name: why for name, why in self.absent.items() if name not in self.workers}
-        self.reports, self.refused = {}, {}
-        options = {"dtype": dtype or self.options.dtype, "device": self.options.device, "audit": audit}
-        loading = {
-            name: self._executors[name].submit(worker.load, checkpoint, **options)
-            for name, worker in self.workers.items()
-        }
-        for name, future in loading.items():
-            try:
-                self.reports[name] = future.result()
-            except EngineUnsupported as error:
-                self.absent[name] = str(error)
-                self.reports[name] = LoadReport(unchecked=(str(error),))
-            except EngineUnavailable as error:
-                self.absent[name] = self.refused[name] = str(error)
-        opened = Checkpoint.open(checkpoint)
-        self.loaded, self.template, self.waves = (checkpoint, dtype), opened.chat_template, opened.takes_waves
-
-    def submit(self, case: Case, *, calibrates: bool = False) -> Flight:
-        """Draw a case's media once and hand it, and its probe, to every worker's queue."""
-        plain = self.request(case)
-        flight = Flight(plain, calibrates)
-        anchored = calibrates and case.probe is not None and case.probe.kind == "batch"  # Once is enough.
-        voters, beside = list(self.subjects), list(self.beside) if anchored or self.options.deep else []
-        runs = [(name, False) for name in (*voters, *beside)] + [(name, True) for name in voters if case.probe]
-        for name, probe in runs:
-            arrays_path = f"{plain.arrays_path}.{name}{'.probe' * probe}"
-            flight.futures.append(self.ask(name, replace(plain, arrays_path=arrays_path, probe=probe)))
-        return flight
-
-    def request(self, case: Case) -> Request:
-        """A plain run of a case, its media drawn; each subject adds its name to the place for arrays."""
-        companion = case.probe.companion if case.probe else ()
-        drawn = media_arrays(case.parts) | media_arrays(companion, "companion.")
-        media_path = ""
-        if drawn:
-            media_path = str(self.scratch / f"{case.id}.media")
-            save_file(drawn, media_path)
-        template = self.template if case.form == "chat" else ""
-        words = texts(case, template, waves=self.waves)
-        arrays_path = str(self.scratch / case.id)
-        return Request(case, media_path=media_path, arrays_path=arrays_path, deep=self.options.deep, **words)
-
-    def ask(self, name: str, request: Request) -> Future[Observation]:
-        """Put a request into a worker's queue; an absent subject answers at once."""
-        if name in self.absent:
-            return _done(Observation(request.case.id, name, "unavailable", self.absent[name], probe=request.probe))
-        return self._executors[name].submit(self.workers[name].run, request)
-
-    def discard(self, case: Case) -> None:
-        """Free a case's scratch space."""
-        for path in self.scratch.glob(f"{case.id}.*"):
-            path.unlink()
-
-    @property
-    def versions(self) -> dict[str, dict[str, str]]:
-        """Package versions by subject, of the subjects that started."""
-        return {name: worker.versions for name, worker in self.workers.items() if worker.versions}
-
-    @property
-    def described(self) -> dict[str, dict[str, str]]:
-        """What each subject with a worker is: its engine, what was guessed of it, the versions that it started with."""
-        return {
-            name: {"engine": self.subjects[name].engine, **_noted(self.subjects[name]), **worker.versions}
-            for name, worker in self.workers.items()
-            if name in self.subjects
-        }
-
-    def close(self) -> None:
-        """End every worker and remove the scratch space."""
-        for worker in self.workers.values():
-            worker.end()  # Before its thread is waited for, which may be waiting for it.
-        for executor in self._executors.values():
-            executor.shutdown(wait=True, cancel_futures=True)
-        for worker in self.workers.values():
-            worker.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
-
-
-def _noted(subject: Subject) -> dict[str, str]:
-    """What was guessed about its packages, where something was."""
-    return {"note": subject.note} if subject.note else {}
-
-
-def _scratch() -> Path:
-    """A private directory in memory where there is such a place; what killed campaigns left there is removed."""
-    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a directory that is ours alone
-    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-    for left in place.glob("harness-*-*"):
-        owner = left.name.split("-")[1]
-        if owner.isdigit() and not Path("/proc", owner).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"harness-{os.getpid()}-", dir=place))
-
-
-def _done(observation: Observation) -> Future[Observation]:
-    future: Future[Observation] = Future()
-    future.set_result(observation)
-    return future
-
-
-@contextmanager
-def fleet(subjects: Sequence[Subject], options: Options, logs: Path, beside: Sequence[Subject] = ()) -> Iterator[Fleet]:
-    """A fleet that is closed whatever happens."""
-    with ExitStack() as stack:
-        workers = Fleet(subjects, options, logs, beside)
-        stack.callback(workers.close)
-        yield workers
 
 
 class Campaign:

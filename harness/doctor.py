@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.builds import is_built, ready
-from harness.campaign import Options, fleet
 from harness.environments import Subject, known_subjects, resolve
 from harness.errors import EngineUnavailable
+from harness.fleet import Options, fleet
 from harness.pool import Worker
 from harness.schema import LoadReport
 from harness.session import locate

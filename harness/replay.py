@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.calibration import beside
-from harness.campaign import Campaign, Options, Result, fleet
+from harness.campaign import Campaign, Result
 from harness.comparators import Limits
 from harness.deviations import load_deviations
 from harness.environments import known_subjects, resolve
+from harness.fleet import Options, fleet
 from harness.schema import PROBES, PROPERTIES, Case, Finding, Property
 from harness.session import DEFAULT_SUBJECTS, locate
 from harness.store import find_case, read_capsule

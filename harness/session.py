@@ -17,11 +17,12 @@ from typing import Any, ClassVar, Literal
 
 from harness import calibration, comparisons
 from harness.builds import Say, ready
-from harness.campaign import Campaign, Fleet, Options, Result, fleet
+from harness.campaign import Campaign, Result
 from harness.checkpoint import Checkpoint
 from harness.deviations import Deviation, load_deviations
 from harness.environments import resolve
 from harness.errors import UserError
+from harness.fleet import Fleet, Options, fleet
 from harness.media import thumbnail
 from harness.schema import SCHEMA_VERSION, Capsule, Case, Continuation, Finding, Property
 from harness.store import RunStore, locked, read_capsule, validated, write_json

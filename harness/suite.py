@@ -14,9 +14,10 @@ from hypothesis.database import (
     ReadOnlyDatabase,
 )
 
-from harness.campaign import Campaign, Fleet, Options, Result
+from harness.campaign import Campaign, Result
 from harness.deviations import Deviation, load_deviations
 from harness.environments import resolve
+from harness.fleet import Fleet, Options
 from harness.hunt import capsule_name
 from harness.schema import Case, Finding, Property, VerdictKind
 from harness.session import capsule_of, locate

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from safetensors.numpy import save_file
 
-from harness.campaign import Fleet
 from harness.comparators import Context, Side, load_side
 from harness.comparators.base import Array
 from harness.comparators.kl import diverge
+from harness.fleet import Fleet
 from harness.schema import Case
 
 NATIVE = "native"

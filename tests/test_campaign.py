@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from harness import cli, session
-from harness.campaign import Campaign, Fleet, Options, Result
+from harness.campaign import Campaign, Result
 from harness.environments import SUBJECTS, Subject
+from harness.fleet import Fleet, Options
 from harness.schema import Case, Part, Probe
 from harness.session import Plan, carry_out, locate
 from harness.store import RunStore, read_capsule

@@ -15,10 +15,11 @@ import pytest
 from benchmarks.faulty import VARIABLE
 from harness import calibration, replay, session
 from harness.calibration import kl_limit
-from harness.campaign import Campaign, Options, fleet
+from harness.campaign import Campaign
 from harness.comparators import Limits
 from harness.comparisons import of_run
 from harness.environments import SUBJECTS, Subject
+from harness.fleet import Options, fleet
 from harness.replay import Target
 from harness.schema import Case, Finding, Part
 from harness.session import Plan, carry_out, locate

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from harness.campaign import Options
 from harness.checkpoint import Checkpoint, tensors
 from harness.comparators import Context, Limits, Side, load_side
 from harness.comparators.kl import OutputHead
 from harness.comparators.probes import check
 from harness.environments import Subject, resolve
+from harness.fleet import Options
 from harness.media import arrays
 from harness.pool import Worker
 from harness.render import texts

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.campaign import Campaign, Options, fleet
+from harness.campaign import Campaign
 from harness.comparators import Limits
 from harness.comparators.features import relative_row_errors
 from harness.engines.base import Array
 from harness.environments import resolve
+from harness.fleet import Options, fleet
 from harness.schema import Case, Finding, ImageSpec, Part, SoftTokenBudget
 from harness.session import locate
 from harness.spec import reference_grid, soft_tokens

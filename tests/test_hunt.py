@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 from harness import cli, suite
-from harness.campaign import Options, Result
+from harness.campaign import Result
 from harness.environments import SUBJECTS, Subject
 from harness.errors import UserError
+from harness.fleet import Options
 from harness.hunt import Search, Shrunk, Step, capsule_name, counts, keep, least_that_counts, subjects_needed
 from harness.reductions import REDUCTIONS, size
 from harness.replay import Target, replayed, same_finding

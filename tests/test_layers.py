@@ -19,8 +19,8 @@ LAYERS: tuple[frozenset[str], ...] = (
         {"strategies", "engines", "comparators", "environments", "builds", "deviations", "records", "reductions"}
     ),
     frozenset(
-        {"worker", "pool", "campaign", "calibration", "comparisons", "session", "doctor", "sweep", "replay", "hunt"}
-        | {"explain", "evidence", "transplant", "export", "export_script", "bisect", "generation"}
+        {"worker", "pool", "fleet", "campaign", "calibration", "comparisons", "session", "sweep", "replay", "hunt"}
+        | {"doctor", "explain", "evidence", "transplant", "export", "export_script", "bisect", "generation"}
     ),
     frozenset({"cli", "cli_capsule", "cli_nightly", "cli_sweep", "options", "show", "suite", "__main__"}),
 )

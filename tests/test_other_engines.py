@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.campaign import Campaign, Options, Result, fleet
+from harness.campaign import Campaign, Result
 from harness.comparators.estimators import gen_kl_error, policy_kl_error
 from harness.environments import Subject, releases, resolve
+from harness.fleet import Options, fleet
 from harness.render import written_out
 from harness.schema import Case, ImageSpec, Part, Probe, Property
 from harness.session import locate

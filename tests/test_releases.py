@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.releases import PROMPTS, START_UP_TIMEOUT_S
-from harness.campaign import Campaign, Options, Result, fleet
+from harness.campaign import Campaign, Result
 from harness.environments import Subject, resolve
+from harness.fleet import Options, fleet
 from harness.schema import Case, Part, Property
 from harness.session import locate
 

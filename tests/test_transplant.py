@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks.transplant import GOAL, attribute, planted
-from harness.campaign import Campaign, Fleet, Options, Result, fleet
+from harness.campaign import Campaign, Result
 from harness.comparators import Side
 from harness.comparators.features import relative_row_errors
 from harness.environments import SUBJECTS
 from harness.explain import explain
+from harness.fleet import Fleet, Options, fleet
 from harness.replay import Target
 from harness.schema import Case, ImageSpec, Part
 from harness.session import locate
