@@ -8,7 +8,7 @@ engine: what is known of an engine at a release is known of every subject that r
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import TypeAdapter, ValidationError
 
+from harness.comparators.suspects import UNDECIDED
 from harness.errors import UserError
 from harness.schema import PROBES, Case, Finding
 from harness.spec import AUDIO_MAX_SAMPLES, AUDIO_RATE_HZ, is_exact_ratio, soft_tokens
@@ -59,12 +60,10 @@ class Deviation:
         The versions of the suspect count, which may be every subject of an engine; of an undecided finding, those of
         any subject.
         """
-        names = {finding.signature, by_engine(finding.signature, ran)}
-        differing = [name for name in finding.subjects if name in ran]
-        # The suspect is a subject, or an engine of which every subject is wrong.
-        blamed = [n for n in differing if finding.suspect in (n, ran[n]["engine"])] or differing
-        return any(fnmatchcase(name, pattern) for name in names for pattern in self.signatures) and any(
-            self.applies(case, versions, device) for versions in ([ran[name] for name in blamed] or [{}])
+        return any(
+            any(fnmatchcase(signature, pattern) for pattern in self.signatures)
+            and any(self.applies(case, versions, device) for versions in ([ran[name] for name in blamed] or [{}]))
+            for signature, blamed in _readings(finding, ran)
         )
 
     def applies(self, case: Case, versions: Mapping[str, str], device: str) -> bool:
@@ -79,6 +78,23 @@ class Deviation:
             and set(self.requires) <= traits(case)
             and any(_probe(signature) in ("", case.probe and case.probe.kind) for signature in self.signatures)
         )
+
+
+def _readings(finding: Finding, ran: Ran) -> Iterator[tuple[str, list[str]]]:
+    """The signatures that a finding may go by, of subjects and of engines, each with the subjects that it accuses.
+
+    Where two differ and nobody is singled out, either may be the one: what is known of one of them explains it.
+    """
+    differing = [name for name in finding.subjects if name in ran]
+    # The suspect is a subject, or an engine of which every subject is wrong.
+    blamed = [n for n in differing if finding.suspect in (n, ran[n]["engine"])] or differing
+    readings = [(finding.signature, blamed)]
+    if finding.suspect == UNDECIDED and len(finding.subjects) == 2:
+        prop, stage, _, *rest = finding.signature.split("/", 3)
+        readings += [("/".join((prop, stage, name, *rest)), [name]) for name in differing]
+    for signature, accused in readings:
+        yield signature, accused
+        yield by_engine(signature, ran), accused
 
 
 def _probe(signature: str) -> str:

@@ -94,6 +94,26 @@ def test_an_undecided_finding_is_explained_by_any_of_its_subjects() -> None:
     assert not _explains(finding=both, ran={"hf": RAN["hf"]})
 
 
+@pytest.mark.parametrize(
+    ("who", "subjects", "suspect", "fits"),
+    [
+        ("hf+vllm", ("hf", "vllm"), "undecided", True),
+        ("hf+vllm@0.32.0", ("hf", "vllm@0.32.0"), "undecided", True),
+        ("hf+vllm@0.20.0", ("hf", "vllm@0.20.0"), "undecided", False),
+        ("hf+native", ("hf", "native"), "undecided", False),
+        ("hf+vllm+native", ("hf", "vllm", "native"), "undecided", False),
+        ("hf", ("hf", "vllm"), "hf", False),
+    ],
+)
+def test_what_is_known_of_one_explains_why_two_differ(
+    who: str, subjects: tuple[str, ...], suspect: str, *, fits: bool
+) -> None:
+    """Of two, with nobody to decide, either may be wrong; of three who all differ, one does not explain the others."""
+    releases = {f"vllm@{v}": {"engine": "vllm", "vllm": v} for v in ("0.32.0", "0.20.0")}
+    finding = replace(FINDING, signature=f"P7/pixels/{who}", subjects=subjects, suspect=suspect)
+    assert _explains(finding=finding, ran={**RAN, **releases, "native": {"engine": "native"}}) is fits
+
+
 def test_signatures_by_engine() -> None:
     """Subjects become their engines, each once; what is no subject stays."""
     ran = {name: {"engine": name.partition("@")[0]} for name in ("hf", "hf@5.8.0", "vllm@0.20.0")}
