@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -266,17 +267,33 @@ def test_too_few_hidden_states_for_the_prompt_differ() -> None:
 
 def test_a_tie_between_experts_is_passed_over_and_a_wrong_router_is_not() -> None:
     """One small outlier in 300 positions of a model with experts; not two, not a large one, not without experts."""
+    mixture = replace(CONTEXT, experts=True)
     quiet = np.full(300, 1e-9)
     tie = quiet.copy()
     tie[7] = 1.5e-3
-    assert kl.judged(tie, experts=False) == 7
-    assert tie[kl.judged(tie, experts=True)] == 1e-9
+    assert kl.judged(tie, CONTEXT) == 7
+    assert tie[kl.judged(tie, mixture)] == 1e-9
     twice = tie.copy()
     twice[9] = 1e-3
-    assert kl.judged(twice, experts=True) == 9
+    assert kl.judged(twice, mixture) == 9
     large = quiet.copy()
     large[7] = 0.06
-    assert kl.judged(large, experts=True) == 7
+    assert kl.judged(large, mixture) == 7
     lost = tie.copy()
     lost[3] = np.nan
-    assert kl.judged(lost, experts=True) == 3
+    assert kl.judged(lost, mixture) == 3
+
+
+@pytest.mark.parametrize(("moved", "told"), [(30, 1e-4), (31, 0.9)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_of_a_reduced_type_one_position_in_ten_may_have_other_experts(moved: int, told: float, dtype: str) -> None:
+    """30 of 300 positions far apart are passed over in a mixture, one more is not; a KL that is no number never is."""
+    reduced = replace(CONTEXT, limits=Limits.of(dtype))
+    mixture = replace(reduced, experts=True)
+    values = np.full(300, 1e-4)
+    values[:moved] = 0.9
+    assert values[kl.judged(values, mixture)] == told
+    assert values[kl.judged(values, reduced)] == 0.9
+    for wrong in (np.nan, np.inf):
+        values[100] = wrong
+        assert kl.judged(values, mixture) == 100

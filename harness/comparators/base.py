@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,9 @@ class Limits:
     pixel_absolute: float
     audio_absolute: float = 0.002
     """Of log-mel frames: a window in float32 alone moves the logarithm of a quiet bin by 4e-4."""
+    tie_nats: float = math.inf
+    ties_every: int = 10
+    """In a mixture of experts one position in so many may be off by up to so much: rounding chose another expert."""
 
     @classmethod
     def of(cls, dtype: str) -> Limits:
@@ -58,7 +62,9 @@ class Limits:
 
 
 _LIMITS = {
-    "float32": Limits(kl_nats=1e-5, logprob_nats=1e-4, feature_relative=1e-5, pixel_absolute=0.0),
+    "float32": Limits(
+        kl_nats=1e-5, logprob_nats=1e-4, feature_relative=1e-5, pixel_absolute=0.0, tie_nats=0.05, ties_every=200
+    ),
     # vLLM rounds pixels to the compute type: half a unit in the last place of [0.5, 1].
     "bfloat16": Limits(
         kl_nats=2.0, logprob_nats=0.25, feature_relative=0.06, pixel_absolute=2**-9, audio_absolute=0.03

@@ -68,7 +68,7 @@ def _scored(stage: str, left: Side, right: Side, round_: Round, context: Context
         return Verdict("P6", stage, *pair, "not comparable", reason="prompt ids differ")
     states = [side.arrays["hidden"][-count:] for side in (left, right)]
     kl = diverge(states, context.head, ("",) * count)[0, 1].kl_left_right
-    worst = judged(kl, experts=context.experts)
+    worst = judged(kl, context)
     reason = f"largest at token {worst + 1} of {count} that {', '.join(round_.authors)} wrote; mean {kl.mean():.3g}"
     return judge("P6", stage, pair, float(kl[worst]), context.limits.kl_nats, "nats", reason)
 

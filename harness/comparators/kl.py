@@ -86,22 +86,18 @@ def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> 
     comparison.verdicts += [_verdict(*pair, context, comparison) for pair in combinations(sides, 2)]
 
 
-TIE_NATS = 0.05
-TIES_EVERY = 200
-
-
-def judged(kl: Floats, *, experts: bool) -> int:
+def judged(kl: Floats, context: Context) -> int:
     """The position by which a comparison is judged: that of the largest KL; the first NaN, if there is one.
 
     In a mixture of experts two experts may have shares that rounding puts in the one order or the other, and then one
-    token takes another expert: seen once in 250,000 positions in float32, 1.5e-3 nats at that position alone. So up to
-    one position in `TIES_EVERY` of at most `TIE_NATS` is passed over.
+    token takes another expert, and those that look at it follow: seen once in 250,000 positions in float32, 1.5e-3 nats
+    at that position alone, and in most prompts of a reduced type. So a few are passed over, as `Limits` says.
     """
-    order = np.argsort(-kl, kind="stable")
+    limits, order = context.limits, np.argsort(-kl, kind="stable")
     worst = int(np.argmax(kl))
-    if not experts or not kl[worst] <= TIE_NATS:
+    if not context.experts or not kl[worst] < limits.tie_nats:
         return worst
-    return int(order[min(max(1, len(kl) // TIES_EVERY), len(kl) - 1)])
+    return int(order[min(max(1, len(kl) // limits.ties_every), len(kl) - 1)])
 
 
 def _inputs_differ(left: Side, right: Side, limits: Limits) -> bool:
@@ -133,7 +129,7 @@ def _verdict(left: Side, right: Side, context: Context, comparison: Comparison) 
     if divergence is None:
         return Verdict("P6", "hidden", *pair, "not comparable", reason=_why_not(left, right))
     kl = divergence.kl_left_right
-    worst = judged(kl, experts=context.experts)
+    worst = judged(kl, context)
     where = f"largest at position {worst} ({divergence.roles[worst]})"
     reason = f"{where}; mean {kl.mean():.3g} over {len(kl)} positions"
     return judge("P6", "hidden", pair, float(kl[worst]), context.limits.kl_nats, "nats", reason)

@@ -59,7 +59,7 @@ def largest_kl(plain: Array, probed: Array, context: Context) -> tuple[float, st
     if np.array_equal(*states):
         return 0.0, ""
     kl = diverge(states, context.head, ("",) * common)[0, 1].kl_left_right
-    worst = judged(kl, experts=context.experts)
+    worst = judged(kl, context)
     return float(kl[worst]), f"largest at position {worst + len(plain) - common} of {len(plain)}; mean {kl.mean():.3g}"
 
 
