@@ -162,13 +162,13 @@ def test_an_image_known_without_its_budget_is_found(tmp_path: Path) -> None:
     assert (verdict.stage, verdict.verdict) == ("prompt_ids.processor_cache", "differ")
 
 
-def test_an_image_that_stands_twice_is_encoded_once_and_recorded_twice(engine: Engine) -> None:
-    """Where media are known by their content; its rows are those of the plain run, which encoded both."""
-    asked = case(_model(engine), "processor_cache", (*IMAGES, IMAGES[0]))
+def test_media_that_stand_twice_are_encoded_once_and_recorded_twice(engine: Engine) -> None:
+    """Where media are known by their content; their rows are those of the plain run, which encoded each."""
+    asked = case(_model(engine), "processor_cache", (*IMAGES, VIDEO, IMAGES[0], VIDEO))
     plain, probed = engine.side(asked), engine.side(asked, probe=True)
     assert probed.observation.message == ""
     assert [verdict.verdict for verdict in engine.verdicts(asked, plain, probed)] == ["agree"]
-    for name in ("mm_features.0", "mm_features.1", "mm_features.2"):
+    for name in ("mm_features.0", "mm_features.1", "mm_features.2", "video_features.0", "video_features.1"):
         assert np.allclose(probed.arrays[name], plain.arrays[name], atol=1e-5)
 
 

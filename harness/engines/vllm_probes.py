@@ -19,7 +19,7 @@ from harness.engines.base import Array, Recording, Rejected, Unsupported
 from harness.engines.inputs import Media, with_changed_tensor
 from harness.engines.vllm_media import counted, multi_modal_data, prompt
 from harness.render import messages, tools
-from harness.schema import ProbeKind, Request, SoftTokenBudget
+from harness.schema import Medium, ProbeKind, Request, SoftTokenBudget
 
 Arrays = Mapping[str, Array]
 
@@ -164,19 +164,21 @@ def _processor_cache(engine: Any, request: Request, media: Media, _arrays: Array
         hits = cache.make_stats().hits
     if not hits:
         raise Unsupported("what the processor made does not fit its cache")
-    engine.tap.share("image", known)
+    engine.tap.share(known)
     recording: Recording = engine.record(request, media, output)
     return recording
 
 
 @contextmanager
-def _identified(engine: Any) -> Iterator[list[str]]:
-    """Yields what the encoder's cache will know each image of the next request by, filled in when it is added."""
-    known: list[str] = []
+def _identified(engine: Any) -> Iterator[dict[Medium, list[str]]]:
+    """Yields what the encoder's cache will know the media of the next request by, filled in when it is added."""
+    known: dict[Medium, list[str]] = {"image": [], "audio": [], "video": []}
     add_request = engine.core.add_request
 
     def add(asked: Any, *args: Any) -> Any:
-        known.extend(f.identifier for f in asked.mm_features if f.modality == "image" and f.mm_position.length)
+        for feature in asked.mm_features:
+            if feature.mm_position.length:
+                known[feature.modality].append(feature.identifier)
         return add_request(asked, *args)
 
     with mock.patch.object(engine.core, "add_request", add):

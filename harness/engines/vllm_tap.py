@@ -118,10 +118,11 @@ class Tap:
         self.stages = {name: [piece[rows] for piece in pieces] for name, pieces in self.stages.items()}
         self.encoded = {m: items[before[m] : before[m] + media[m]] for m, items in self.encoded.items()}
 
-    def share(self, medium: Medium, known: Sequence[str]) -> None:
+    def share(self, known: Mapping[Medium, Sequence[str]]) -> None:
         """Media that the engine took for the same were encoded once: give each what was made of the first such one."""
-        encoded = dict(zip(dict.fromkeys(known), self.encoded[medium], strict=True))
-        self.encoded[medium] = [encoded[name] for name in known]
+        for medium, names in known.items():
+            encoded = dict(zip(dict.fromkeys(names), self.encoded[medium], strict=True))
+            self.encoded[medium] = [encoded[name] for name in names]
 
     def attach(self, model: Any) -> None:
         """Wrap a model's functions; what they return is the model's own."""
