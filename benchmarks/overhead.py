@@ -74,7 +74,10 @@ def main() -> None:
         f"cases, {by_hand['tokens']} tokens, {by_hand['wall_s']:.1f} s)"
     )
     for name, hook in by_hand["hooks"].items():
-        print(f"tap of {name:9} {100 * hook['added']:+.1f} % of {1000 * hook['without_s']:.1f} ms")
+        low, middle, high = (100 * hook[key] for key in ("added_low", "added", "added_high"))
+        print(
+            f"tap of {name:9} {middle:+.1f} % of {1000 * hook['without_s']:.1f} ms (95 %: {low:+.1f} to {high:+.1f} %)"
+        )
     print(f"load at the end {os.getloadavg()}")
     if chosen.json:
         result = {"runs": measured, "plain": by_hand, "load": os.getloadavg()}
