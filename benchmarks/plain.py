@@ -67,7 +67,7 @@ def plain_kl(hf: HfEngine, vllm: VllmEngine, request: Request, arrays: dict[str,
 
 
 def in_turns(without: Callable[[], None], within: Callable[[], None], work: Callable[[], object]) -> dict[str, float]:
-    """Processor seconds without and with a tap, in turns, and the part that it adds: medians, and an interval of 95 %."""
+    """Processor seconds without and with a tap, in turns, and the part that it adds: medians, with a 95 % interval."""
     spent: dict[str, list[float]] = {"without_s": [], "with_s": []}
     ways = [("without_s", without), ("with_s", within)]
     for turn in range(HOOK_TURNS + 1):
