@@ -24,7 +24,7 @@ from reports.frames import VERDICTS, Frames, agreement
 from reports.history import History
 
 _RELATIVE = "relative error"
-_MARKS = dict(zip(VERDICTS, ("[green]{} agree[/]", "[red]{} differ[/]", "[dim]{} n/c[/]"), strict=True))
+_MARKS = dict(zip(VERDICTS, ("[green]{}[/]", "[red]{}[/]", "[dim]{}[/]"), strict=True))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -45,7 +45,7 @@ def _plain_table(name: str, *numbers: str) -> Table:
 
 def run(console: Console, frames: Frames, document: dict[str, Any], stale: Sequence[str], page: Path) -> None:
     """The agreement matrix, the findings, what to do next."""
-    console.print(_matrix(frames))
+    _print_matrix(console, frames)
     _print_comparisons(console, document["comparisons"])
     if document["findings"]:
         _print_findings(console, document["findings"], document["cases"])
@@ -94,16 +94,20 @@ def unmet(console: Console, names: Sequence[str]) -> None:
         console.print(f"deviations that no case met: {', '.join(names)}", style="dim")
 
 
-def _matrix(frames: Frames) -> Table:
-    table = _table("Agreement (verdicts)", "pair", *PROPERTIES)
-    for pair, row in agreement(frames).iterrows():
-        cells = [
-            ", ".join(_MARKS[kind].format(row[prop, kind]) for kind in VERDICTS if row[prop, kind])
-            for prop in PROPERTIES
-        ]
-        table.add_row(escape(str(pair)), *cells)
-    table.caption = "; ".join(f"{name} {promise}" for name, promise in PROPERTIES.items())
-    return table
+def _print_matrix(console: Console, frames: Frames) -> None:
+    """A row a property, a column a pair: always all three counts, so that they are told apart by their places too."""
+    counted = agreement(frames)
+    table = _plain_table("", *map(str, counted.index))
+    for prop in PROPERTIES:
+        if counted[prop].to_numpy().any():
+            table.add_row(prop, *(_counts(row[prop]) for _, row in counted.iterrows()))
+    _line(console, f"[bold]Verdicts:[/] {' '.join(mark.format(kind) for kind, mark in _MARKS.items())}")
+    console.print(table)
+    _line(console, f"[dim]{'; '.join(f'{name} {promise}' for name, promise in PROPERTIES.items())}[/]")
+
+
+def _counts(row: pd.Series[int]) -> str:
+    return " ".join(mark.format(row[kind]) for kind, mark in _MARKS.items()) if row.any() else ""
 
 
 def _print_comparisons(console: Console, comparisons: Sequence[dict[str, Any]]) -> None:
@@ -111,25 +115,21 @@ def _print_comparisons(console: Console, comparisons: Sequence[dict[str, Any]]) 
     if not comparisons:
         _line(console, "[dim]no noise was measured, so nothing is said of all cases together: --calibrate N does[/]")
         return
-    table = _table("Beyond noise, over cases", "model", "pair", "stage", "effect (95 %)", "floor", "q", "why")
-    for row in comparisons:
-        if row["verdict"] == "differ":
-            effect = f"{row['effect']:.2g} ({row['ci_low']:.2g} to {row['ci_high']:.2g}) {row['unit']}"
-            pair = f"{row['left']} - {row['right']}"
-            words = (
-                row["model"],
-                pair,
-                row["stage"],
-                effect,
-                f"{row['floor']:.2g}",
-                f"{row['q_value']:.2g}",
-                row["reason"],
-            )
-            table.add_row(*map(escape, words))
-    if table.rows:
-        console.print(table)
-    counts = [sum(row["verdict"] == kind for row in comparisons) for kind in VERDICTS]
-    _line(console, f"over cases: {', '.join(m.format(n) for m, n in zip(_MARKS.values(), counts, strict=True))}")
+    differing = [row for row in comparisons if row["verdict"] == "differ"]
+    known = [row for row in differing if "known: " in row["reason"] and ", but for " not in row["reason"]]
+    for row in differing:
+        if row not in known:
+            effect = f"{row['effect']:.2g} {row['unit']} (95 %: {row['ci_low']:.2g} to {row['ci_high']:.2g})"
+            numbers = f"{effect}, floor {row['floor']:.2g}, q {row['q_value']:.2g}"
+            what = f"{row['left']} - {row['right']} on {row['model']}, {row['stage']}: {numbers}; {row['reason']}"
+            _line(console, f"[red]beyond noise[/] {escape(what)}")
+    for pair, stage in dict.fromkeys(((row["left"], row["right"]), row["stage"]) for row in known):
+        same = [row for row in known if ((row["left"], row["right"]), row["stage"]) == (pair, stage)]
+        most = max(same, key=lambda row: float(row["effect"]))
+        what = f"{' - '.join(pair)}, {stage} on {', '.join(row['model'] for row in same)}"
+        _line(console, escape(f"beyond noise, with known causes: {what}; at most {most['effect']:.2g} {most['unit']}"))
+    counts = {kind: sum(row["verdict"] == kind for row in comparisons) for kind in VERDICTS}
+    _line(console, f"over cases: {', '.join(_MARKS[kind].format(f'{n} {kind}') for kind, n in counts.items())}")
 
 
 def _print_findings(console: Console, findings: Sequence[dict[str, Any]], cases: int) -> None:
@@ -324,7 +324,8 @@ def sweep(console: Console, swept: Swept, deviations: pd.Series[str], out: Path)
     )
     for title, frame in (("Images", smallest), ("Recordings", swept.audio.head(_ROWS))):
         if len(frame):
-            table = _table(f"{title} on which subjects part: the smallest {len(frame)}", *map(str, frame.columns))
+            _line(console, f"[bold]{title} on which subjects part: the smallest {len(frame)}[/]")
+            table = _plain_table(*map(str, frame.columns))
             for row in frame.itertuples(index=False):
                 table.add_row(*(escape(str(value)) for value in row))
             console.print(table)
