@@ -198,3 +198,8 @@ def _reason(sample: Sample) -> str:
     if sample.left_out:
         words.append(f"{sample.left_out} rows of calibration are findings, no noise")
     return "; ".join(words)
+
+
+def is_explained(reason: str) -> bool:
+    """Whether known deviations explain every case that a reason counts."""
+    return "known: " in reason and ", but for " not in reason

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.bisect import Asked, Bisected
+from harness.comparisons import is_explained
 from harness.deviations import Deviation
 from harness.doctor import Examined, Verified
 from harness.explain import Explanation, PairExplanation, StageRow
@@ -116,7 +117,7 @@ def _print_comparisons(console: Console, comparisons: Sequence[dict[str, Any]]) 
         _line(console, "[dim]no noise was measured, so nothing is said of all cases together: --calibrate N does[/]")
         return
     differing = [row for row in comparisons if row["verdict"] == "differ"]
-    known = [row for row in differing if "known: " in row["reason"] and ", but for " not in row["reason"]]
+    known = [row for row in differing if is_explained(row["reason"])]
     for row in differing:
         if row not in known:
             effect = f"{row['effect']:.2g} {row['unit']} (95 %: {row['ci_low']:.2g} to {row['ci_high']:.2g})"

@@ -17,7 +17,7 @@ from harness import calibration, replay, session
 from harness.calibration import kl_limit
 from harness.campaign import Campaign
 from harness.comparators import Limits
-from harness.comparisons import of_run
+from harness.comparisons import is_explained, of_run
 from harness.environments import SUBJECTS, Subject
 from harness.fleet import Options, fleet
 from harness.replay import Target
@@ -96,9 +96,14 @@ def test_a_case_beyond_its_limit_is_never_lost_among_others(tmp_path: Path) -> N
     assert row["verdict"] == "differ"
     assert row["p_value"] > 0.1
     assert row["reason"].endswith("1 beyond the limit of a case; known: some-cause")
+    assert is_explained(row["reason"])
     (row,) = run_of(tmp_path / "b", [0.0] * 19 + [math.nan], calibrated(20))
     assert row["verdict"] == "differ"
     assert "known" not in row["reason"]
+    assert not is_explained(row["reason"])
+    (row,) = run_of(tmp_path / "c", [1e-8] * 19 + [3.0], calibrated(20), known="some-cause")
+    assert row["reason"].endswith("known: some-cause, but for 19")
+    assert not is_explained(row["reason"])
 
 
 def test_too_little_is_not_comparable(tmp_path: Path) -> None:
