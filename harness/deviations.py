@@ -83,15 +83,18 @@ class Deviation:
 def _readings(finding: Finding, ran: Ran) -> Iterator[tuple[str, list[str]]]:
     """The signatures that a finding may go by, of subjects and of engines, each with the subjects that it accuses.
 
-    Where two differ and nobody is singled out, either may be the one: what is known of one of them explains it.
+    Where two differ and nobody is singled out, either may be the one: what is known of one explains it.
     """
     differing = [name for name in finding.subjects if name in ran]
-    # The suspect is a subject, or an engine of which every subject is wrong.
-    blamed = [n for n in differing if finding.suspect in (n, ran[n]["engine"])] or differing
-    readings = [(finding.signature, blamed)]
-    if finding.suspect == UNDECIDED and len(finding.subjects) == 2:
-        prop, stage, _, *rest = finding.signature.split("/", 3)
-        readings += [("/".join((prop, stage, name, *rest)), [name]) for name in differing]
+
+    def called(who: str) -> list[str]:
+        """A name is a subject's, or that of an engine of which every subject is meant."""
+        return [name for name in differing if who in (name, ran[name]["engine"])]
+
+    readings = [(finding.signature, called(finding.suspect) or differing)]
+    prop, stage, who, *rest = finding.signature.split("/", 3)
+    if finding.suspect == UNDECIDED and who.count("+") == 1:
+        readings += [("/".join((prop, stage, name, *rest)), called(name)) for name in who.split("+")]
     for signature, accused in readings:
         yield signature, accused
         yield by_engine(signature, ran), accused

@@ -103,12 +103,14 @@ def test_an_undecided_finding_is_explained_by_any_of_its_subjects() -> None:
         ("hf+native", ("hf", "native"), "undecided", False),
         ("hf+vllm+native", ("hf", "vllm", "native"), "undecided", False),
         ("hf", ("hf", "vllm"), "hf", False),
+        ("hf+vllm", ("hf", "vllm@0.20.0", "vllm"), "undecided", True),
+        ("hf+vllm@0.20.0+vllm", ("hf", "vllm@0.20.0", "vllm"), "undecided", False),
     ],
 )
 def test_what_is_known_of_one_explains_why_two_differ(
     who: str, subjects: tuple[str, ...], suspect: str, *, fits: bool
 ) -> None:
-    """Of two, with nobody to decide, either may be wrong; of three who all differ, one does not explain the others."""
+    """Of two, with nobody to decide, either may be wrong; of three who differ, one does not explain the others."""
     releases = {f"vllm@{v}": {"engine": "vllm", "vllm": v} for v in ("0.32.0", "0.20.0")}
     finding = replace(FINDING, signature=f"P7/pixels/{who}", subjects=subjects, suspect=suspect)
     assert _explains(finding=finding, ran={**RAN, **releases, "native": {"engine": "native"}}) is fits

@@ -64,6 +64,20 @@ def test_two_subjects_cannot_decide() -> None:
     assert (finding.suspect, finding.signature) == (UNDECIDED, "P1/prompt_ids/hf+vllm")
 
 
+@pytest.mark.parametrize(
+    ("apart", "who"),
+    [((), "hf+vllm"), (("hf", "hf@5.8.0"), "hf+hf@5.8.0+vllm"), (("vllm", "vllm@0.20.0"), "hf+vllm+vllm@0.20.0")],
+)
+def test_releases_that_are_one_stand_under_the_name_of_their_engine(apart: tuple[str, str], who: str) -> None:
+    """Two engines, two releases of each: an engine whose releases agree is one who differs, else each of them is."""
+    verdicts = [
+        _verdict(*pair, "agree" if RELEASES[pair[0]] == RELEASES[pair[1]] and pair != apart else "differ")
+        for pair in combinations(("hf", "hf@5.8.0", "vllm", "vllm@0.20.0"), 2)
+    ]
+    (finding,) = findings(CASE, verdicts, RELEASES)
+    assert (finding.suspect, finding.signature) == (UNDECIDED, f"P1/prompt_ids/{who}")
+
+
 def test_three_answers_cannot_decide() -> None:
     """Three different answers accuse nobody; all three stand in the signature, in the order of the subjects."""
     (finding,) = findings(CASE, _all_pairs())

@@ -78,12 +78,23 @@ def _severity(verdict: Verdict) -> float:
     return math.inf if math.isnan(measured) else measured
 
 
+def _differing(subjects: Sequence[str], differing: Sequence[Verdict], engines: Engines) -> Iterable[str]:
+    """Who differs, where nobody is singled out; several of an engine that are one among themselves by its name."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in subjects:
+        groups[engines.get(name, name)].append(name)
+    pairs = [{verdict.left, verdict.right} for verdict in differing]
+    for engine, names in groups.items():
+        together = len(names) > 1 and not any(pair <= {*names} for pair in pairs)
+        yield from [engine] if together else names
+
+
 def _finding(case: Case, group: Sequence[Verdict], engines: Engines) -> Finding:
     differing = [verdict for verdict in group if verdict.verdict == "differ"]
     worst = max(differing, key=_severity)
     suspect = suspect_of(group, engines)
     subjects = tuple(dict.fromkeys(name for verdict in differing for name in (verdict.left, verdict.right)))
-    who = suspect if suspect != UNDECIDED else "+".join(subjects)
+    who = suspect if suspect != UNDECIDED else "+".join(_differing(subjects, differing, engines))
     signature = f"{worst.property}/{worst.stage}/{who}"
     if worst.stage == "outcome":
         signature += f"/{error_signature(_by_engine(worst.reason, engines))}"

@@ -59,8 +59,9 @@ MAX_NUM_SEQS = 2
 BLOCK_SIZE = 32
 """Tokens of a block of the KV cache: the smallest that the CPU backend takes, so that short prompts find prefixes."""
 
-KV_BLOCKS = 1024
-"""Room for a full batch in each kind of layer, and for prefixes; left alone, a start takes and clears a whole GiB."""
+KV_BLOCKS = 2048
+"""Room for a full batch in each kind of layer, and for prefixes: 1024 are too few for releases 0.25 to 0.28, which halve
+the blocks of some layers. Left alone, a start takes and clears a whole GiB."""
 
 PROCESSOR_CACHE_GB = 0.25
 """Of the probe that asks for one; elsewhere there is none."""
