@@ -99,6 +99,7 @@ def hooks(hf: HfEngine, vllm: VllmEngine, request: Request, arrays: dict[str, An
         model._forward_hooks.clear()
 
     def tapped() -> None:
+        vllm.llm.apply_model(bare)
         vllm.tap.clear()
         vllm.llm.apply_model(vllm.tap.attach)
 

@@ -94,33 +94,46 @@ def _block(states: Tensor, head: OutputHead, chunk: int, kept: Tensor) -> Statis
     states[1:] -= states[0].clone()
     pairs = list(combinations(range(sides), 2))
     w = kept[:, :, :rows]
-    sums = []
-    for own, products in zip(w, head.products(states.flatten(0, 1), chunk), strict=True):
+    sums = _ChunkSums.of(kept, (len(w), sides, rows), (len(w), len(pairs), 2, rows))
+    for own, into, products in zip(w, sums.chunks(), head.products(states.flatten(0, 1), chunk), strict=True):
         logits = products.view(sides, rows, -1)
         logits[1:] += logits[0]
-        sums.append(_first_pass(head.capped(logits), pairs, own[..., : logits.shape[2]]))
-    return _second_pass(_ChunkSums(*map(torch.stack, zip(*sums, strict=True))), w, pairs, finite)
+        _first_pass(head.capped(logits), pairs, own[..., : logits.shape[2]], into)
+    return _second_pass(sums, w, pairs, finite)
 
 
 class _ChunkSums(NamedTuple):
-    """Of a chunk: largest logit, sums of w and w * logit, each (S, R); of w * difference, both ways, (pairs, 2, R)."""
+    """Of chunks: largest logit, sums of w and of w * logit, (N, S, R); of w * difference both ways, (N, pairs, 2, R).
+
+    Room for all chunks at once: what is kept of each on its own would lie between the pages that chunks take and give
+    back, and every chunk would take new ones.
+    """
 
     shift: Tensor
     total: Tensor
     energy: Tensor
     gaps: Tensor
 
+    @classmethod
+    def of(cls, like: Tensor, of_sides: tuple[int, ...], of_pairs: tuple[int, ...]) -> _ChunkSums:
+        """Room for sums."""
+        return cls(*(like.new_empty(shape) for shape in (of_sides, of_sides, of_sides, of_pairs)))
 
-def _first_pass(logits: Tensor, pairs: Sequence[tuple[int, int]], w: Tensor) -> _ChunkSums:
+    def chunks(self) -> Iterator[_ChunkSums]:
+        """The room of each chunk."""
+        return map(_ChunkSums, *self)
+
+
+def _first_pass(logits: Tensor, pairs: Sequence[tuple[int, int]], w: Tensor, into: _ChunkSums) -> None:
     """Fill w (S, R, C) of a chunk, and sum what can be summed before the normalisers are known."""
-    shift = logits.amax(dim=2, keepdim=True)
-    torch.sub(logits, shift, out=w)
-    w.exp_()
-    gaps = shift.new_empty(len(pairs), 2, logits.shape[1])
-    for k, (left, right) in enumerate(pairs):
+    torch.amax(logits, dim=2, out=into.shift)
+    torch.sub(logits, into.shift[..., None], out=w)
+    torch.sum(w.exp_(), dim=2, out=into.total)
+    for (left, right), (forward, backward) in zip(pairs, into.gaps, strict=True):
         gap = logits[left] - logits[right]
-        gaps[k, 0], gaps[k, 1] = (w[left] * gap).sum(1), (w[right] * gap).sum(1).neg_()
-    return _ChunkSums(shift[..., 0], w.sum(2), logits.mul_(w).sum(2), gaps)
+        torch.sum(w[left] * gap, dim=1, out=forward)
+        torch.sum(gap.mul_(w[right]), dim=1, out=backward).neg_()
+    torch.sum(logits.mul_(w), dim=2, out=into.energy)
 
 
 def _second_pass(sums: _ChunkSums, w: Tensor, pairs: Sequence[tuple[int, int]], finite: Tensor) -> Statistics:

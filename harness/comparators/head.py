@@ -41,9 +41,16 @@ class OutputHead:
         return cls(checkpoint.output_weight(), checkpoint.config["text_config"]["final_logit_softcapping"])
 
     def products(self, states: Tensor, chunk: int) -> Iterator[Tensor]:
-        """Uncapped logits (rows, chunk) of (rows, hidden), in float64, chunk by chunk over the vocabulary."""
+        """Uncapped logits (rows, chunk) of (rows, hidden), in float64, chunk by chunk over the vocabulary.
+
+        Each is written over the one before: room of its own for each would be a GiB of pages that are not given back.
+        """
+        single = states.new_empty(len(states) * chunk)
+        double = single.new_empty(len(single), dtype=torch.float64)
         for weight in torch.split(self.weight, chunk):
-            yield (states @ weight.float().T).double()
+            shape = len(states), len(weight)
+            product, wide = (room[: shape[0] * shape[1]].view(shape) for room in (single, double))
+            yield wide.copy_(torch.mm(states, weight.float().T, out=product))
 
     def capped(self, logits: Tensor) -> Tensor:
         """Logits behind the soft cap, in place: cap * tanh(x / cap) = 2 cap * sigmoid(2 x / cap) - cap.

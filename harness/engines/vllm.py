@@ -60,8 +60,8 @@ BLOCK_SIZE = 32
 """Tokens of a block of the KV cache: the smallest that the CPU backend takes, so that short prompts find prefixes."""
 
 KV_BLOCKS = 2048
-"""Room for a full batch in each kind of layer, and for prefixes: 1024 are too few for releases 0.25 to 0.28, which halve
-the blocks of some layers. Left alone, a start takes and clears a whole GiB."""
+"""Room for a full batch in each kind of layer, and for prefixes: 1024 are too few for releases 0.25 to 0.28, which
+halve the blocks of some layers. Left alone, a start takes and clears a whole GiB."""
 
 PROCESSOR_CACHE_GB = 0.25
 """Of the probe that asks for one; elsewhere there is none."""
