@@ -38,7 +38,7 @@ _SEED_STEP = 7_919
 _SHORT = 40
 """Fewer cases than this of a model make a short run."""
 
-PROFILES = {"smoke": 75, "ci": 250, "nightly": 3_600}
+PROFILES = {"smoke": 75, "ci": 250, "nightly": 3_840}
 """Profile -> cases in all, spread evenly over the models, and within each over the properties that it is asked for."""
 
 CALIBRATED = {"smoke": 0, "ci": 5, "nightly": 20}
