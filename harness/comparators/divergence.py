@@ -95,8 +95,10 @@ def _block(states: Tensor, head: OutputHead, chunk: int, kept: Tensor) -> Statis
     pairs = list(combinations(range(sides), 2))
     w = kept[:, :, :rows]
     sums = _ChunkSums.of(kept, (len(w), sides, rows), (len(w), len(pairs), 2, rows))
-    for own, into, logits in zip(w, sums.chunks(), head.squashed(states, chunk), strict=True):
-        _first_pass(logits, head.slope, pairs, own[..., : logits.shape[2]], into)
+    for own, into, products in zip(w, sums.chunks(), head.products(states.flatten(0, 1), chunk), strict=True):
+        logits = products.view(sides, rows, -1)
+        logits[1:] += logits[0]
+        _first_pass(head.capped(logits), pairs, own[..., : logits.shape[2]], into)
     return _second_pass(sums, w, pairs, finite)
 
 
@@ -122,16 +124,16 @@ class _ChunkSums(NamedTuple):
         return map(_ChunkSums, *self)
 
 
-def _first_pass(logits: Tensor, slope: float, pairs: Sequence[tuple[int, int]], w: Tensor, into: _ChunkSums) -> None:
+def _first_pass(logits: Tensor, pairs: Sequence[tuple[int, int]], w: Tensor, into: _ChunkSums) -> None:
     """Fill w (S, R, C) of a chunk, and sum what can be summed before the normalisers are known."""
-    torch.amax(logits, dim=2, out=into.shift).mul_(slope)
-    torch.add(-into.shift[..., None], logits, alpha=slope, out=w)
+    torch.amax(logits, dim=2, out=into.shift)
+    torch.sub(logits, into.shift[..., None], out=w)
     torch.sum(w.exp_(), dim=2, out=into.total)
     for (left, right), (forward, backward) in zip(pairs, into.gaps, strict=True):
         gap = logits[left] - logits[right]
-        torch.sum(w[left] * gap, dim=1, out=forward).mul_(slope)
-        torch.sum(gap.mul_(w[right]), dim=1, out=backward).mul_(-slope)
-    torch.sum(logits.mul_(w), dim=2, out=into.energy).mul_(slope)
+        torch.sum(w[left] * gap, dim=1, out=forward)
+        torch.sum(gap.mul_(w[right]), dim=1, out=backward).neg_()
+    torch.sum(logits.mul_(w), dim=2, out=into.energy)
 
 
 def _second_pass(sums: _ChunkSums, w: Tensor, pairs: Sequence[tuple[int, int]], finite: Tensor) -> Statistics:

@@ -59,21 +59,6 @@ class OutputHead:
         """
         return logits if self.cap is None else logits.mul_(2 / self.cap).sigmoid_().mul_(2 * self.cap).sub_(self.cap)
 
-    @property
-    def slope(self) -> float:
-        """What one of `squashed` is worth in nats."""
-        return 1.0 if self.cap is None else 2 * self.cap
-
-    def squashed(self, states: Tensor, chunk: int) -> Iterator[Tensor]:
-        """As `products`, of a side beside differences from it: capped logits but for a constant, in units of `slope`.
-
-        2 cap * sigmoid(2 x / cap) is the capped logit and cap, which a softmax does not see.
-        """
-        for products in self.products(states.flatten(0, 1), chunk):
-            logits = products.view(len(states), -1, products.shape[1])
-            logits[1:] += logits[0]
-            yield logits if self.cap is None else logits.mul_(2 / self.cap).sigmoid_()
-
     def log_normaliser(self, states: Tensor) -> Tensor:
         """ln sum exp over the vocabulary, (T,)."""
         chunk = chunk_length(states, VOCABULARY_CHUNK)
