@@ -272,6 +272,7 @@ def test_a_tie_between_experts_is_passed_over_and_a_wrong_router_is_not() -> Non
     tie = quiet.copy()
     tie[7] = 1.5e-3
     assert kl.judged(tie, CONTEXT) == 7
+    assert [kl.place(tie, kl.judged(tie, context)) == "largest" for context in (CONTEXT, mixture)] == [True, False]
     assert tie[kl.judged(tie, mixture)] == 1e-9
     twice = tie.copy()
     twice[9] = 1e-3

@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from harness.comparators.base import Comparison, Context, Side, judge
-from harness.comparators.kl import diverge, judged
+from harness.comparators.kl import diverge, judged, place
 from harness.schema import Verdict
 
 WAYS = ("prefill", "decode")
@@ -69,7 +69,8 @@ def _scored(stage: str, left: Side, right: Side, round_: Round, context: Context
     states = [side.arrays["hidden"][-count:] for side in (left, right)]
     kl = diverge(states, context.head, ("",) * count)[0, 1].kl_left_right
     worst = judged(kl, context)
-    reason = f"largest at token {worst + 1} of {count} that {', '.join(round_.authors)} wrote; mean {kl.mean():.3g}"
+    where = f"{place(kl, worst)} at token {worst + 1} of {count}"
+    reason = f"{where} that {', '.join(round_.authors)} wrote; mean {kl.mean():.3g}"
     return judge("P6", stage, pair, float(kl[worst]), context.limits.kl_nats, "nats", reason)
 
 

@@ -100,6 +100,11 @@ def judged(kl: Floats, context: Context) -> int:
     return int(order[min(max(1, len(kl) // limits.ties_every), len(kl) - 1)])
 
 
+def place(kl: Floats, judged_at: int) -> str:
+    """What the position by which a comparison is judged is called in its reason."""
+    return "largest" if judged_at == int(np.argmax(kl)) else "largest but for ties of experts"
+
+
 def _inputs_differ(left: Side, right: Side, limits: Limits) -> bool:
     """Whether some medium entered the two models differently; that one side lacks a stage is not said here."""
     for key in left.arrays.keys() & right.arrays.keys():
@@ -130,6 +135,6 @@ def _verdict(left: Side, right: Side, context: Context, comparison: Comparison) 
         return Verdict("P6", "hidden", *pair, "not comparable", reason=_why_not(left, right))
     kl = divergence.kl_left_right
     worst = judged(kl, context)
-    where = f"largest at position {worst} ({divergence.roles[worst]})"
+    where = f"{place(kl, worst)} at position {worst} ({divergence.roles[worst]})"
     reason = f"{where}; mean {kl.mean():.3g} over {len(kl)} positions"
     return judge("P6", "hidden", pair, float(kl[worst]), context.limits.kl_nats, "nats", reason)

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.comparators import visibility
 from harness.comparators.base import Array, Context, Side, judge, lacking
-from harness.comparators.kl import diverge, judged
+from harness.comparators.kl import diverge, judged, place
 from harness.schema import PROBES, Case, Property, Verdict
 
 
@@ -60,7 +60,8 @@ def largest_kl(plain: Array, probed: Array, context: Context) -> tuple[float, st
         return 0.0, ""
     kl = diverge(states, context.head, ("",) * common)[0, 1].kl_left_right
     worst = judged(kl, context)
-    return float(kl[worst]), f"largest at position {worst + len(plain) - common} of {len(plain)}; mean {kl.mean():.3g}"
+    where = f"{place(kl, worst)} at position {worst + len(plain) - common} of {len(plain)}"
+    return float(kl[worst]), f"{where}; mean {kl.mean():.3g}"
 
 
 def _without_result(case: Case, plain: Side, probed: Side) -> Iterator[Verdict]:
