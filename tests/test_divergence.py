@@ -79,9 +79,25 @@ def test_blocks_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, entri
     """A position at a time or many, few entries at a time or all: the same statistics of three sides."""
     sides = [STATES, _random(POSITIONS, 3), STATES + 1e-3 * _random(POSITIONS, 4)]
     whole = statistics(sides, HEAD, entries=VOCABULARY)
-    monkeypatch.setitem(divergence.BLOCK_BYTES, "cpu", block_bytes)
+    monkeypatch.setattr(divergence, "BLOCK_BYTES", block_bytes)
     for a, b in zip(_everything(statistics(sides, HEAD, entries)), _everything(whole), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-13)
+
+
+def test_threads_share_the_chunks_and_change_nothing() -> None:
+    """One thread, two, or more than chunks; and torch has as many afterwards as before."""
+    sides, before = [STATES, STATES + 1e-3 * _random(POSITIONS, 4)], torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            found.append(_everything(statistics(sides, HEAD, entries=700)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        for a, b in zip(others, found[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
 
 
 def test_the_likeliest_tokens_are_those_of_the_whole_vocabulary() -> None:
@@ -130,9 +146,10 @@ class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_memory_is_that_of_a_block(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
     """Whatever the number of positions, no tensor is larger than a block; the logits alone would be many."""
     block = 2**21
-    monkeypatch.setitem(divergence.BLOCK_BYTES, "cpu", block)
+    monkeypatch.setattr(divergence, "BLOCK_BYTES", block)
     states = _random(positions, 5)
     inputs = HEAD.weight.nbytes, states.nbytes
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # What another thread allocates is not seen here.
     with _Largest() as seen:  # type: ignore[no-untyped-call]
         statistics([states, states + 0.01], HEAD, entries=512)
         realised_logprobs(states.numpy(), torch.zeros(positions, dtype=torch.int64).numpy(), HEAD)

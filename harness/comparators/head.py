@@ -8,7 +8,7 @@ Legend: T positions, V vocabulary entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,14 +40,15 @@ class OutputHead:
         """The head of a checkpoint."""
         return cls(checkpoint.output_weight(), checkpoint.config["text_config"]["final_logit_softcapping"])
 
-    def products(self, states: Tensor, chunk: int) -> Iterator[Tensor]:
-        """Uncapped logits (rows, chunk) of (rows, hidden), in float64, chunk by chunk over the vocabulary.
+    def products(self, states: Tensor, weights: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Uncapped logits (rows, chunk) of (rows, hidden), in float64, chunk by chunk of the vocabulary.
 
-        Each is written over the one before: room of its own for each would be a GiB of pages that are not given back.
+        `weights` are parts of the head's, the first at least as long as the others. Each product is written over the
+        one before: room of its own for each would be a GiB of pages that are not given back.
         """
-        single = states.new_empty(len(states) * chunk)
+        single = states.new_empty(len(states) * len(weights[0]))
         double = single.new_empty(len(single), dtype=torch.float64)
-        for weight in torch.split(self.weight, chunk):
+        for weight in weights:
             shape = len(states), len(weight)
             product, wide = (room[: shape[0] * shape[1]].view(shape) for room in (single, double))
             yield wide.copy_(torch.mm(states, weight.float().T, out=product))
@@ -57,14 +58,23 @@ class OutputHead:
 
         To 1e-14 the same, in half the time.
         """
-        return logits if self.cap is None else logits.mul_(2 / self.cap).sigmoid_().mul_(2 * self.cap).sub_(self.cap)
+        return logits if self.cap is None else self.squashed(logits).mul_(self.slope_nats).sub_(self.cap)
+
+    def squashed(self, logits: Tensor) -> Tensor:
+        """`capped` but for a constant, which a softmax does not see, and in units of `slope_nats`; in place."""
+        return logits if self.cap is None else logits.mul_(2 / self.cap).sigmoid_()
+
+    @property
+    def slope_nats(self) -> float:
+        """What 1 of `squashed` is worth."""
+        return 1.0 if self.cap is None else 2 * self.cap
 
     def log_normaliser(self, states: Tensor) -> Tensor:
         """ln sum exp over the vocabulary, (T,)."""
         chunk = chunk_length(states, VOCABULARY_CHUNK)
-        blocks = []
+        weights, blocks = torch.split(self.weight, chunk), []
         for block in torch.split(states, rows_of_block(1, self.weight, chunk)):
-            sums = [self.capped(logits).logsumexp(dim=1) for logits in self.products(block, chunk)]
+            sums = [self.capped(logits).logsumexp(dim=1) for logits in self.products(block, weights)]
             blocks.append(torch.stack(sums).logsumexp(dim=0))
         return torch.cat(blocks) if blocks else states.new_zeros(0, dtype=torch.float64)
 
