@@ -26,6 +26,9 @@ def nightly(
     subjects: Annotated[str, typer.Option(help="The release matrix; comma-separated.")] = ",".join(MATRIX),
     models: Annotated[str, typer.Option(help="all, zoo names, or checkpoint directories; comma-separated.")] = "all",
     cases: Annotated[int, typer.Option(min=1, help="Cases in all.")] = session.PROFILES["nightly"],
+    calibrate: Annotated[int, typer.Option(min=0, help="Cases a model that measure noise.")] = session.CALIBRATED[
+        "nightly"
+    ],
     seed: Annotated[int | None, typer.Option(help="Default: the number of today, so that every night is new.")] = None,
     store: StoreOption = DEFAULT_STORE,
     history: Annotated[Path, typer.Option(help="Where nights are kept.")] = nights.DEFAULT_HISTORY,
@@ -44,7 +47,14 @@ def nightly(
     if add:
         runs = [RunStore.open(store, run_id) for run_id in split(add)]
     else:
-        runs = [_run(split(subjects), models, cases, seed, store, console)]
+        plan = session.Plan(
+            models=(*NAMES, *FEATURE_NAMES) if models == "all" else split(models),
+            subjects=split(subjects),
+            cases=cases,
+            calibrate=calibrate,
+            seed=datetime.now(UTC).toordinal() if seed is None else seed,
+        )
+        runs = [_run(plan, store, console)]
     for run in runs:
         frames = reports_frames.load_run(run)
         made = nights.night(frames)
@@ -62,15 +72,9 @@ def nightly(
     raise typer.Exit(1 if kept.regressions else EngineUnavailable.exit_status if absent and not add else 0)
 
 
-def _run(names: tuple[str, ...], models: str, cases: int, seed: int | None, store: Path, console: Console) -> RunStore:
-    plan = session.Plan(
-        models=(*NAMES, *FEATURE_NAMES) if models == "all" else split(models),
-        subjects=names,
-        cases=cases,
-        seed=datetime.now(UTC).toordinal() if seed is None else seed,
-    )
+def _run(plan: session.Plan, store: Path, console: Console) -> RunStore:
     session.check(plan)
-    available(names, console)
+    available(plan.subjects, console)
     with watched(console) as watch:
         run = session.start(plan, store, watch)
     carry_out(run, plan, console)

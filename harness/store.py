@@ -106,8 +106,8 @@ TABLES = {
         **dict.fromkeys(("subject", "dtype", "device", "kind"), _TEXT),
         "n": _WHOLE,
         **dict.fromkeys(("kl_mean", "kl_p50", "kl_p99", "kl_p99_9", "kl_max"), _REAL),
-        **dict.fromkeys(("logprob_mean", "logprob_p99", "logprob_max"), _REAL),
-        "kl_histogram": _TEXT,
+        **dict.fromkeys(("logprob_mean", "logprob_p50", "logprob_p99", "logprob_p99_9", "logprob_max"), _REAL),
+        **dict.fromkeys(("kl_histogram", "logprob_histogram"), _TEXT),
         "feature_max": _REAL,
     },
     "comparisons": {

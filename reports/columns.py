@@ -180,10 +180,13 @@ kl_p99 | real | nats | 99th percentile
 kl_p99_9 | real | nats | 99.9th percentile
 kl_max | real | nats | largest
 logprob_mean | real | nats | mean difference of the realised tokens' log-probabilities
+logprob_p50 | real | nats | median
 logprob_p99 | real | nats | 99th percentile
+logprob_p99_9 | real | nats | 99.9th percentile
 logprob_max | real | nats | largest
 feature_max | real | relative error | largest of a feature row; empty without media
 kl_histogram | text | JSON | positions by decade of KL: 1e-16 to 1e-15 first, 10 to 100 nats last
+logprob_histogram | text | JSON | the same of the differences of log-probabilities
 """,
     "comparisons": f"""
 model | text | | zoo name or checkpoint directory

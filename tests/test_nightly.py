@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from harness import cli_nightly, session
 from harness.cli import app
 from harness.errors import UserError
 from harness.store import RunStore
+from harness.zoo import FEATURE_NAMES, NAMES
 from reports import changes, nights, summary
 from reports.changes import Step, regressions, steps
 from reports.frames import load_run
@@ -184,6 +186,22 @@ def test_the_command_fails_by_what_is_new(tmp_path: Path) -> None:
     assert statuses == [0, 1, 0]
     assert 'failures="0"' in (tmp_path / "junit").read_text()
     assert "new tonight" not in (tmp_path / "out" / "history.html").read_text().lower()
+
+
+def test_the_command_runs_the_nightly_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many cases as the profile has, all models, and noise measured for each."""
+    plans: list[session.Plan] = []
+
+    def run(plan: session.Plan, *_: object) -> RunStore:
+        plans.append(plan)
+        raise UserError("enough")
+
+    monkeypatch.setattr(cli_nightly, "_run", run)
+    assert isinstance(CliRunner().invoke(app, ["nightly"]).exception, UserError)
+    (plan,) = plans
+    assert plan.calibrate == session.CALIBRATED["nightly"] > 0
+    assert plan.cases == session.PROFILES["nightly"]
+    assert (plan.models, plan.subjects) == ((*NAMES, *FEATURE_NAMES), cli_nightly.MATRIX)
 
 
 def test_the_page_tells_steps_and_what_came_in() -> None:

@@ -99,6 +99,24 @@ def test_a_row_that_is_no_number_has_moved() -> None:
     assert stages == {"visibility.too_much"}
 
 
+@pytest.mark.parametrize(("noise", "verdict"), [(0.0, "agree"), (1e-7, "agree"), (1e-3, "differ")])
+def test_rounding_of_everybody_hides_no_row_that_should_move(noise: float, verdict: str) -> None:
+    """Two rows of an image that only move as those before it do are counted, and those that see the row are not."""
+    name = "one-sliding-blocks"
+    plain, probed = sides(name, 30)
+    rng = np.random.default_rng(0)
+    still = probed.arrays["hidden"].copy()
+    still[[28, 29]] = plain.arrays["hidden"][[28, 29]]
+    for hidden, too_little in ((probed.arrays["hidden"], "agree"), (still, "differ")):
+        moved = hidden * (1 + noise * rng.choice([-1, 1], (len(hidden), 1)))
+        side = Side(probed.observation, {**probed.arrays, "hidden": moved.astype(np.float32)})
+        stages = {v.stage: v for v in visibility.check(plain, side, model(name)[1])}
+        assert stages["visibility.too_much"].verdict == verdict
+        if verdict == "agree":
+            found = stages["visibility.too_little"]
+            assert (found.verdict, found.measured) == (too_little, 2 if too_little == "differ" else 0)
+
+
 def test_the_rule_on_a_page() -> None:
     """Six tokens, an image of three in the middle, a window of two: written out by hand."""
     blocks = np.array([0, 1, 1, 1, 0, 0])

@@ -3,8 +3,8 @@
     kl[t]   = KL(one || other) in nats, as P6 has it; `one` is the plain run, or the anchor in float64
     |dlogp| = |ln P_one(token t+1) - ln P_other(token t+1)| in nats, both from hidden states through the shared head
 
-Beside both stands the largest relative error of a row of an image's features. A histogram of KL counts positions by
-decade from 1e-16 to 1e2; its first entry has everything below too, its last everything above.
+Beside both stands the largest relative error of a row of an image's features. Histograms count positions by decade from
+1e-16 to 1e2 nats; the first entry has everything below too, the last everything above.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 
 from harness.comparators.base import Context, Side
 from harness.comparators.features import relative_row_errors
+from harness.comparators.head import Floats
 from harness.comparators.kl import diverge, realised_logprobs
 
 DECADES = np.logspace(-16, 2, 19)
-"""Edges of the histogram of KL, in nats."""
+"""Edges of the histograms, in nats."""
 
 
 def measured(one: Side, other: Side, context: Context) -> dict[str, Any] | None:
@@ -35,7 +36,7 @@ def measured(one: Side, other: Side, context: Context) -> dict[str, Any] | None:
     own, others = (realised_logprobs(rows, ids, context.head) for rows in states)
     gaps = np.abs(own - others) if len(ids) > 1 else np.zeros(1)
     p50, p99, p99_9 = np.percentile(kl, (50, 99, 99.9))
-    counts, _ = np.histogram(np.clip(kl, DECADES[0], DECADES[-1]), DECADES)
+    gap_p50, gap_p99, gap_p99_9 = np.percentile(gaps, (50, 99, 99.9))
     return {
         "n": len(kl),
         "kl_mean": float(kl.mean()),
@@ -44,11 +45,19 @@ def measured(one: Side, other: Side, context: Context) -> dict[str, Any] | None:
         "kl_p99_9": float(p99_9),
         "kl_max": float(kl.max()),
         "logprob_mean": float(gaps.mean()),
-        "logprob_p99": float(np.percentile(gaps, 99)),
+        "logprob_p50": float(gap_p50),
+        "logprob_p99": float(gap_p99),
+        "logprob_p99_9": float(gap_p99_9),
         "logprob_max": float(gaps.max()),
-        "kl_histogram": json.dumps(counts.tolist()),
+        "kl_histogram": json.dumps(_by_decade(kl)),
+        "logprob_histogram": json.dumps(_by_decade(gaps)),
         "feature_max": _feature_max(one, other),
     }
+
+
+def _by_decade(values: Floats) -> list[int]:
+    counts, _ = np.histogram(np.clip(values, DECADES[0], DECADES[-1]), DECADES)
+    return [int(count) for count in counts]
 
 
 def _feature_max(one: Side, other: Side) -> float | None:
