@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,15 @@ class Checkpoint:
                 if name in shard.keys():  # noqa: SIM118
                     return not bool(shard.get_slice(name)[:1].any())
         return False
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers its tensors hold, by their headers alone."""
+        count = 0
+        for path in shards(self.path):
+            with safe_open(path, framework="pt") as shard:
+                count += sum(prod(shard.get_slice(name).get_shape()) for name in shard.keys())  # noqa: SIM118
+        return count
 
     def output_weight(self) -> torch.Tensor:
         """The output head's weight, (vocabulary, hidden), in the stored type."""

@@ -11,16 +11,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
+import torch
 from safetensors.numpy import save_file
 
 from harness.builds import ready
 from harness.checkpoint import Checkpoint
 from harness.environments import Subject
-from harness.errors import EngineUnavailable, EngineUnsupported
+from harness.errors import EngineUnavailable, EngineUnsupported, UserError
 from harness.media import arrays as media_arrays
 from harness.pool import Worker, thread_share
 from harness.render import texts
 from harness.schema import PROPERTIES, Case, LoadReport, Observation, Property, Request
+
+_WITHOUT_WEIGHTS = ("sglang",)
+"""Engines of which only the processor runs."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Fleet:
         self.subjects = {subject.name: subject for subject in subjects}
         self.beside = {subject.name: subject for subject in beside if subject.name not in self.subjects}
         self.absent: dict[str, str] = {}
+        self.room_bytes = psutil.virtual_memory().available
         startable = [found for s in (*subjects, *self.beside.values()) if (found := self._ready(s))]
         threads = thread_share(max(1, len(startable)))
         self.workers = {
@@ -87,7 +93,13 @@ class Fleet:
             return None
 
     def load(self, checkpoint: Path, dtype: str = "", *, audit: bool = False) -> None:
-        """Load a checkpoint into every worker at once. One that cannot is absent until the next checkpoint."""
+        """Load a checkpoint into every worker at once. One that cannot is absent until the next checkpoint.
+
+        Raises:
+            UserError: it is no checkpoint, or memory has no room for its weights in all workers.
+        """
+        opened = Checkpoint.open(checkpoint)
+        self._check_room(opened, dtype or self.options.dtype)
         self.absent = {name: why for name, why in self.absent.items() if name not in self.workers}
         self.reports, self.refused = {}, {}
         options = {"dtype": dtype or self.options.dtype, "device": self.options.device, "audit": audit}
@@ -103,8 +115,24 @@ class Fleet:
                 self.reports[name] = LoadReport(unchecked=(str(error),))
             except EngineUnavailable as error:
                 self.absent[name] = self.refused[name] = str(error)
-        opened = Checkpoint.open(checkpoint)
         self.loaded, self.template, self.waves = (checkpoint, dtype), opened.chat_template, opened.takes_waves
+
+    def _check_room(self, checkpoint: Checkpoint, dtype: str) -> None:
+        """Refuse what would end with the system killing workers. A GPU's memory is left to the engines."""
+        described = {**self.subjects, **self.beside}
+        dtypes = [
+            str(described[name].options.get("dtype", dtype))
+            for name in self.workers
+            if described[name].engine not in _WITHOUT_WEIGHTS
+        ]
+        needed_bytes = checkpoint.parameters * sum(getattr(torch, name).itemsize for name in dtypes)
+        if self.options.device == "cpu" and needed_bytes > self.room_bytes:
+            needed, room = (f"{size / 2**30:.1f} GiB" for size in (needed_bytes, self.room_bytes))
+            name, workers = checkpoint.path.name, f"{len(dtypes)} workers ({', '.join(dtypes)})"
+            raise UserError(
+                f"{name} has {checkpoint.parameters:,} parameters: {needed} of weights in {workers}, "
+                f"and {room} of memory are free; take fewer --subjects, or --dtype bfloat16"
+            )
 
     def submit(self, case: Case, *, calibrates: bool = False) -> Flight:
         """Draw a case's media once and hand it, and its probe, to every worker's queue."""

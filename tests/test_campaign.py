@@ -16,7 +16,9 @@ import pytest
 
 from harness import cli, session
 from harness.campaign import Campaign, Result
+from harness.checkpoint import Checkpoint, tensors
 from harness.environments import SUBJECTS, Subject
+from harness.errors import UserError
 from harness.fleet import Fleet, Options
 from harness.schema import Case, Part, Probe
 from harness.session import Plan, carry_out, locate
@@ -102,6 +104,18 @@ def test_a_subject_without_such_a_model_is_absent_once_and_nothing_broke(tmp_pat
     assert loaded.reason == "fake-a cannot load lacks: a fake has no such model"
     within = [(v.property, v.stage) for v in result.verdicts if v.left == v.right == "fake-a"]
     assert len(set(within)) == len(within)
+
+
+def test_weights_that_memory_has_no_room_for_are_refused_with_numbers(workers: Fleet) -> None:
+    """Before an engine loads them, and no sooner than they do not fit: three workers, four bytes a number."""
+    checkpoint = Checkpoint.open(locate("tiny-31b"))
+    stored = sum(tensor.numel() for _, tensor in tensors(checkpoint.path))
+    assert checkpoint.parameters == stored > 100_000
+    workers.room_bytes = 12 * stored
+    assert run(workers, ["one"])[0].observations[0].outcome == "ok"
+    workers.room_bytes -= 1
+    with pytest.raises(UserError, match=rf"tiny-31b has {stored:,} parameters: .* in 3 workers .*fewer --subjects"):
+        run(workers, ["two"])
 
 
 def test_ten_kills_leave_every_case_with_one_outcome(workers: Fleet) -> None:
