@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
-import torch
 from safetensors.numpy import save_file
 
 from harness.builds import ready
@@ -26,6 +25,9 @@ from harness.schema import PROPERTIES, Case, LoadReport, Observation, Property, 
 
 _WITHOUT_WEIGHTS = ("sglang",)
 """Engines of which only the processor runs."""
+
+_BYTES = {"float64": 8, "float32": 4}
+"""Of a number in memory; other types take two or fewer, and an engine says itself which it does not know."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Fleet:
             for name in self.workers
             if described[name].engine not in _WITHOUT_WEIGHTS
         ]
-        needed_bytes = checkpoint.parameters * sum(getattr(torch, name).itemsize for name in dtypes)
+        needed_bytes = checkpoint.parameters * sum(_BYTES.get(name, 2) for name in dtypes)
         if self.options.device == "cpu" and needed_bytes > self.room_bytes:
             needed, room = (f"{size / 2**30:.1f} GiB" for size in (needed_bytes, self.room_bytes))
             name, workers = checkpoint.path.name, f"{len(dtypes)} workers ({', '.join(dtypes)})"
