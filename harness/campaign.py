@@ -144,7 +144,7 @@ class Campaign:
         result = Result(case, tuple(side.observation for side in sides), (), (), {}, {}, tuple(sides), beside)
         if not flight.calibrates:
             result = self._judged(result, rounds)
-        self.workers.discard(case)
+        self.workers.discard(flight.request)
         now = time.perf_counter()
         self.timing.compare_s += now - compare_started
         self.timing.wall_s = now - run_started

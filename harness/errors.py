@@ -15,3 +15,9 @@ class EngineUnavailable(UserError):
 
 class EngineUnsupported(EngineUnavailable):
     """A subject has no such model, by its own word: nothing that broke."""
+
+
+class HarnessBug(Exception):
+    """The harness or the machine failed: out of memory, out of disk, a bug of ours. Never a finding. Exit status 4."""
+
+    exit_status = 4

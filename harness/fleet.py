@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -85,6 +86,7 @@ class Fleet:
         self.refused: dict[str, str] = {}
         self._executors = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.workers}
         self.scratch = _scratch()
+        self._flights = itertools.count()
 
     def _ready(self, subject: Subject) -> Subject | None:
         """The subject with its environment, or None and the reason in `absent`."""
@@ -149,17 +151,20 @@ class Fleet:
         return flight
 
     def request(self, case: Case) -> Request:
-        """A plain run of a case, its media drawn; each subject adds its name to the place for arrays."""
+        """A plain run of a case, its media drawn; each subject adds its name to the place for arrays.
+
+        Files are named by flight: the same case may be under way twice.
+        """
+        place = str(self.scratch / f"{case.id}-{next(self._flights)}")
         companion = case.probe.companion if case.probe else ()
         drawn = media_arrays(case.parts) | media_arrays(companion, "companion.")
         media_path = ""
         if drawn:
-            media_path = str(self.scratch / f"{case.id}.media")
+            media_path = f"{place}.media"
             save_file(drawn, media_path)
         template = self.template if case.form == "chat" else ""
         words = texts(case, template, waves=self.waves)
-        arrays_path = str(self.scratch / case.id)
-        return Request(case, media_path=media_path, arrays_path=arrays_path, deep=self.options.deep, **words)
+        return Request(case, media_path=media_path, arrays_path=place, deep=self.options.deep, **words)
 
     def ask(self, name: str, request: Request) -> Future[Observation]:
         """Put a request into a worker's queue; an absent subject answers at once."""
@@ -167,9 +172,9 @@ class Fleet:
             return _done(Observation(request.case.id, name, "unavailable", self.absent[name], probe=request.probe))
         return self._executors[name].submit(self.workers[name].run, request)
 
-    def discard(self, case: Case) -> None:
-        """Free a case's scratch space."""
-        for path in self.scratch.glob(f"{case.id}.*"):
+    def discard(self, request: Request) -> None:
+        """Free the scratch space of a request and of what was made of it."""
+        for path in self.scratch.glob(f"{Path(request.arrays_path).name}.*"):
             path.unlink()
 
     @property

@@ -16,7 +16,7 @@ from harness.comparators import Limits
 from harness.deviations import load_deviations
 from harness.environments import known_subjects, resolve
 from harness.fleet import Options, fleet
-from harness.schema import PROBES, PROPERTIES, Case, Finding, Property
+from harness.schema import PROBES, PROPERTIES, SILENT, Case, Finding, Property
 from harness.session import DEFAULT_SUBJECTS, locate
 from harness.store import find_case, read_capsule
 
@@ -140,7 +140,7 @@ def same_finding(finding: Finding, found: Collection[Finding], absent: Collectio
 
 def absent_subjects(finding: Finding, result: Result) -> dict[str, str]:
     """Which subjects of a finding did not run, and why. The reference rule needs none."""
-    ran = {o.subject: o for o in result.observations if o.outcome != "unavailable"}
+    ran = {o.subject: o for o in result.observations if o.outcome not in SILENT}
     missing = [name for name in finding.subjects if name not in ran and name != "reference"]
     reasons = {o.subject: o.message for o in result.observations}
     return {name: reasons.get(name, "left out") for name in missing}

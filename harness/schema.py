@@ -24,7 +24,7 @@ Waveform = Literal["noise", "tone", "chirp", "clicks", "silence"]
 PromptForm = Literal["raw", "turn", "chat"]
 Medium = Literal["image", "audio", "video"]
 ModelType = Literal["", "float32", "bfloat16", "float16"]
-OutcomeKind = Literal["ok", "rejected", "crashed", "timeout", "unavailable"]
+OutcomeKind = Literal["ok", "rejected", "crashed", "timeout", "unavailable", "failed"]
 VerdictKind = Literal["agree", "differ", "not comparable"]
 Property = Literal["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12"]
 ProbeKind = Literal[
@@ -65,6 +65,9 @@ PROBES: dict[ProbeKind, Property] = {
     "expanded": "P9",
 }
 """The property that each kind of probe checks."""
+
+SILENT: tuple[OutcomeKind, ...] = ("unavailable", "failed")
+"""Outcomes that say nothing of an engine: it cannot run here, or the harness or the machine failed."""
 
 ROLES = ("text_before", "boi", "soft", "eoi", "after_media", "rest")
 """The role of a position of an expanded prompt, by which divergences are reported; stored as an index into this."""

@@ -77,7 +77,7 @@ def transplant(
     if whole is None or not np.isfinite(whole) or whole <= floor:
         return None
     request, grafts, given, before = workers.request(case), [], dict[str, Array](), 0.0
-    path, arrays_path = (str(workers.scratch / f"{case.id}.graft.{end}") for end in ("in", "out"))
+    path, arrays_path = (f"{request.arrays_path}.graft.{end}" for end in ("in", "out"))
     for stage in order(other.arrays):
         given |= _fitting(stage, other, native)
         if not any(name == stage or name.startswith(f"{stage}.") for name in given):
@@ -90,7 +90,7 @@ def transplant(
         removed = 1 - left / whole
         grafts.append(Graft(stage, left, removed, removed - before))
         before = removed
-    workers.discard(case)
+    workers.discard(request)
     return Transplant(other.name, whole, tuple(grafts))
 
 

@@ -98,7 +98,7 @@ pattern | text | | what the frames are
 """,
     "observations": f"""{_KEYS}
 subject | text | | who ran it
-outcome | text | | ok, rejected, crashed, timeout or unavailable
+outcome | text | | ok, rejected, crashed, timeout, unavailable or failed
 message | text | | the engine's own words, where it was not ok
 signature | text | | the message without what differs between cases
 counts | text | JSON | predicted, feature_rows, declared_max and medium of each item

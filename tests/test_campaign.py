@@ -20,7 +20,7 @@ from harness.checkpoint import Checkpoint, tensors
 from harness.environments import SUBJECTS, Subject
 from harness.errors import UserError
 from harness.fleet import Fleet, Options
-from harness.schema import Case, Part, Probe
+from harness.schema import Case, ImageSpec, Part, Probe
 from harness.session import Plan, carry_out, locate
 from harness.store import RunStore, read_capsule
 from reports.frames import document, load_run
@@ -61,6 +61,14 @@ def test_each_case_has_one_outcome_of_each_subject(workers: Fleet) -> None:
     outcomes = [{o.subject: o.outcome for o in result.observations} for result in results]
     expected = ["ok", "crashed", "ok", "timeout", "ok", "crashed", "rejected", "ok"]
     assert outcomes == [dict.fromkeys(NAMES, outcome) for outcome in expected]
+
+
+def test_a_case_may_be_under_way_more_than_once(workers: Fleet) -> None:
+    """Two capsules of one case: what the first needs in memory is not removed under the second."""
+    twice = Case("tiny-31b", (Part(text="one"), Part(image=ImageSpec(8, 8))))
+    results = list(Campaign(workers, locate).run([twice] * 5))
+    assert {o.outcome for result in results for o in result.observations} == {"ok"}
+    assert not list(workers.scratch.iterdir())
 
 
 def test_a_crash_is_a_finding_and_the_comparison_is_not_dropped(workers: Fleet) -> None:

@@ -165,6 +165,7 @@ PAIRS: dict[tuple[OutcomeKind, OutcomeKind], tuple[list[str], str, str]] = {
     ("rejected", "timeout"): (["b"], "not comparable", "b timeout: why b"),
     ("crashed", "timeout"): (["a", "b"], "not comparable", "a crashed: why a; b timeout: why b"),
     ("unavailable", "ok"): ([], "not comparable", "a unavailable: why a"),
+    ("ok", "failed"): ([], "not comparable", "b failed: why b"),
 }
 
 

@@ -21,7 +21,7 @@ from harness.comparators import (
     sequences,
     start_up,
 )
-from harness.comparators.base import Comparison, Context, Limits, Side, load_side
+from harness.comparators.base import Comparison, Context, Limits, Side, load_side, why
 from harness.schema import PROBES, Case, Property, Verdict
 
 __all__ = ["Comparison", "Context", "Limits", "Side", "compare", "load_side"]
@@ -75,7 +75,7 @@ def _compare_pair(
 ) -> list[Verdict]:
     """What is compared pair by pair; a side that did not run makes each property `not comparable`, never absent."""
     pair = left.name, right.name
-    absent = [f"{s.name} {s.observation.outcome}" for s in (left, right) if s.observation.outcome != "ok"]
+    absent = [why(s) for s in (left, right) if s.observation.outcome != "ok"]
     if absent:
         reason = ", ".join(absent)
         asked = [entry for entry in _PAIR_STAGES if entry[0] in properties]

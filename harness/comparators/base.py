@@ -99,9 +99,13 @@ class Comparison:
 
 def absent(prop: Property, stage: str, side: Side) -> Verdict:
     """What is said of a subject by itself that did not run: nothing, but counted."""
-    return Verdict(
-        prop, stage, side.name, side.name, "not comparable", reason=f"{side.name} {side.observation.outcome}"
-    )
+    return Verdict(prop, stage, side.name, side.name, "not comparable", reason=why(side))
+
+
+def why(side: Side) -> str:
+    """Why a subject has no result: in full where the harness failed, since no other verdict tells it."""
+    told = f"{side.name} {side.observation.outcome}"
+    return f"{told}: {side.observation.message}" if side.observation.outcome == "failed" else told
 
 
 def lacking(prop: Property, stage: str, pair: tuple[str, str], *needed: tuple[Side, str]) -> Verdict | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.comparators.base import Comparison, Context, Side, judge
 from harness.comparators.kl import diverge, judged, place
-from harness.schema import Verdict
+from harness.schema import SILENT, Verdict
 
 WAYS = ("prefill", "decode")
 
@@ -77,6 +77,6 @@ def _scored(stage: str, left: Side, right: Side, round_: Round, context: Context
 def _without(stage: str, left: Side, right: Side) -> Verdict:
     """Of sides of which at least one has no result: who died where the other ran differs."""
     sides = {side.name: side.observation for side in (left, right)}
-    told = len({entry.outcome for entry in sides.values()} - {"unavailable"}) < 2
+    told = len({entry.outcome for entry in sides.values()} - {*SILENT}) < 2
     words = ", ".join(f"{name} {entry.outcome}: {entry.message}" for name, entry in sides.items())
     return Verdict("P6", stage, left.name, right.name, "not comparable" if told else "differ", reason=words)

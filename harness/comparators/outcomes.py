@@ -10,7 +10,10 @@ from harness.schema import Verdict
 
 
 def check_all(sides: Sequence[Side]) -> Iterator[Verdict]:
-    """A dead engine differs from what was promised; a refusal differs from another engine's acceptance."""
+    """A dead engine differs from what was promised; a refusal differs from another engine's acceptance.
+
+    What the harness or the machine did to a side leaves its pairs `not comparable`.
+    """
     for side in sides:
         dead = side.observation.outcome in ("crashed", "timeout")
         if dead:

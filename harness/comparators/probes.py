@@ -14,7 +14,7 @@ import numpy as np
 from harness.comparators import visibility
 from harness.comparators.base import Array, Context, Side, judge, lacking
 from harness.comparators.kl import diverge, judged, place
-from harness.schema import PROBES, Case, Property, Verdict
+from harness.schema import PROBES, SILENT, Case, Property, Verdict
 
 
 def check(case: Case, plain: Side, probed: Side, context: Context) -> Iterator[Verdict]:
@@ -72,5 +72,5 @@ def _without_result(case: Case, plain: Side, probed: Side) -> Iterator[Verdict]:
     words = f"{plain.name} {plain.observation.outcome} plainly, {probed.observation.outcome} by probe {kind}"
     reason = f"{words}: {probed.observation.message or plain.observation.message}"
     same = plain.observation.outcome == probed.observation.outcome
-    told = same or "unavailable" in (plain.observation.outcome, probed.observation.outcome)
+    told = same or bool({*SILENT} & {plain.observation.outcome, probed.observation.outcome})
     yield Verdict(prop, f"outcome.{kind}", *pair, "not comparable" if told else "differ", reason=reason)
