@@ -182,6 +182,8 @@ def report(
     pages: list[Path] = []
     kept = History(nights.read(history))
     writable(lambda: pages.append(site.build(frames, target, kept)), str(target))
+    for path, why in frames.damaged.items():
+        print(f"harness: {path} cannot be read, what it held is left out: {why}", file=sys.stderr)
     print(pages[0])
 
 

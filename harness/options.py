@@ -73,7 +73,7 @@ def writable(action: Callable[[], object], target: str) -> None:
     try:
         action()
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from error
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -34,6 +34,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from harness.errors import UserError
@@ -122,6 +123,9 @@ TABLES = {
 have a letter a part: t, i, a, v. `cases`, `images`, `audios` and `videos` say what was tried, so also what was not."""
 
 T = TypeVar("T")
+
+Damaged = dict[str, str]
+"""Files of a run that cannot be read, each with the reason; what they held is left out of what is shown."""
 
 _WORDS: dict[Any, str] = {Capsule: "capsule", list[Case]: "list of cases"}
 
@@ -241,13 +245,29 @@ class RunStore:
         write_json(self.path / "run.json", {"schema": SCHEMA_VERSION, "run_id": self.run_id, **header})
 
     def cases(self) -> list[Case]:
-        """Every case of the run, finished or not."""
+        """Every case of the run, finished or not.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         path = self.path / "cases.json"
-        return list(validated(list[Case], path.read_bytes(), str(path)))
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        return list(validated(list[Case], text, str(path)))
 
     def planned(self) -> int:
-        """How many cases the run was started with."""
-        return len(json.loads((self.path / "cases.json").read_bytes()))
+        """How many cases the run was started with.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.path / "cases.json"
+        try:
+            return len(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
 
     def append(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Add the rows of whole cases, all tables or none."""
@@ -288,15 +308,23 @@ class RunStore:
         covered = {number for first, last in merged for number in range(first, last + 1)}
         return [self.path / "parts" / name for name in names if "-" in name or int(name) not in covered]
 
-    def frame(self, table: str, columns: Sequence[str] = ()) -> pd.DataFrame:
-        """A whole table, or some columns of it; empty where the run has no such row."""
-        files = [str(file) for part in self._parts() if (file := part / f"{table}.parquet").is_file()]
-        if not files:
-            return pd.DataFrame(columns=list(columns or TABLES[table]))
-        with duckdb.connect() as connection:
-            rows = connection.read_parquet(files, union_by_name=True)
-            frame: pd.DataFrame = (rows.project(", ".join(f'"{name}"' for name in columns)) if columns else rows).df()
-        return frame
+    def frame(self, table: str, columns: Sequence[str] = (), damaged: Damaged | None = None) -> pd.DataFrame:
+        """A whole table, or some columns of it; empty where the run has no such row.
+
+        Given `damaged`, a file that cannot be read is named in it, and what it held is left out.
+
+        Raises:
+            UserError: a file cannot be read, and there is no `damaged` to name it in.
+        """
+        files = [file for part in self._parts() if (file := part / f"{table}.parquet").is_file()]
+        try:
+            return _frame(files, table, columns)
+        except duckdb.Error:
+            unreadable = {str(file): why for file in files if (why := _unreadable(file, table, columns))}
+        if damaged is None:
+            raise UserError(f"cannot read {', '.join(unreadable)}: damaged; `harness report` leaves out what it held")
+        damaged.update(unreadable)
+        return _frame([file for file in files if str(file) not in unreadable], table, columns)
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """A whole table as one mapping a row."""
@@ -318,9 +346,36 @@ class RunStore:
         save_file(dict(arrays), self.path / "arrays" / f"{case_id}.safetensors")
 
     def read_arrays(self, case_id: str) -> dict[str, Any]:
-        """Per-position arrays of an example; empty if none were kept."""
+        """Per-position arrays of an example; empty if none were kept.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         path = self.path / "arrays" / f"{case_id}.safetensors"
-        return dict(load_file(path)) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            return dict(load_file(path))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _frame(files: Sequence[Path], table: str, columns: Sequence[str]) -> pd.DataFrame:
+    if not files:
+        return pd.DataFrame(columns=list(columns or TABLES[table]))
+    with duckdb.connect() as connection:
+        rows = connection.read_parquet(list(map(str, files)), union_by_name=True)
+        frame: pd.DataFrame = (rows.project(", ".join(f'"{name}"' for name in columns)) if columns else rows).df()
+    return frame
+
+
+def _unreadable(file: Path, table: str, columns: Sequence[str]) -> str:
+    """Why one file of a table cannot be read; empty if it can."""
+    try:
+        _frame([file], table, columns)
+    except duckdb.Error as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 def runs(store: Path) -> list[RunStore]:
@@ -332,13 +387,22 @@ def find_case(store: Path, case_id: str) -> Case:
     """A case by its id, from the newest run that has it.
 
     Raises:
-        UserError: no run of the store has it.
+        UserError: no run of the store that can be read has it.
     """
+    damaged: list[str] = []
     for run in reversed(runs(store)):
-        for case in run.cases():
+        try:
+            cases = run.cases()
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        for case in cases:
             if case.id == case_id:
                 return case
-    raise UserError(f"no case {case_id} in {store}, and no file of that name: give a capsule's path or a case id")
+    left_out = "".join(f"; not looked into: {why}" for why in damaged)
+    raise UserError(
+        f"no case {case_id} in {store}, and no file of that name: give a capsule's path or a case id{left_out}"
+    )
 
 
 @contextlib.contextmanager

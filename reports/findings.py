@@ -14,7 +14,6 @@ import pandas as pd
 
 from harness.schema import PROPERTIES, Case
 from harness.spec import AUDIO_RATE_HZ, audio_tokens, reference_grid, soft_tokens, waveform_tokens
-from harness.store import read_capsule
 from reports import figures
 from reports.frames import Frames
 
@@ -121,16 +120,17 @@ class Examples:
 
     def __init__(self, frames: Frames, case_ids: set[str]) -> None:
         """Take the rows of those cases out of the frames once."""
-        self.run = frames.run
+        self.frames = frames
         self._rows = {
             name: _by_case(getattr(frames, name), case_ids) for name in ("verdicts", "observations", "divergences")
         }
 
     def of(self, finding_id: str) -> dict[str, Any]:
         """Everything that a page shows of a finding's example."""
-        capsule = read_capsule(self.run.path / "capsules" / f"{finding_id}.json")
+        capsule = self.frames.capsule(finding_id)
+        assert capsule is not None, "a finding without an example is not shown"
         case = capsule.case
-        arrays = self.run.read_arrays(case.id)
+        arrays = self.frames.arrays(case.id)
         curves = figures.kl_by_pair(arrays)
         verdicts, observations = (self._rows[name].get(case.id, []) for name in ("verdicts", "observations"))
         judged = [row for row in verdicts if (row["property"], row["stage"]) == ("P6", "hidden")]
@@ -140,7 +140,8 @@ class Examples:
             "own": capsule.finding,
             "versions": capsule.subjects,
             "computed": f"{case.dtype or capsule.dtype} on {capsule.device}",
-            "media": list(_media(self.run.path, case, observations)),
+            "capsule": capsule,
+            "media": list(_media(self.frames.run.path, case, observations)),
             "observations": observations,
             "ledger": ledger(verdicts),
             "roles": _roles(self._rows["divergences"].get(case.id, [])),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from harness.errors import UserError
-from harness.schema import PROPERTIES
-from harness.store import TABLES, RunStore, runs
+from harness.schema import PROPERTIES, Capsule, Case, Finding
+from harness.store import TABLES, Damaged, RunStore, plain, read_capsule, runs
 
 VERDICTS = ("agree", "differ", "not comparable")
 
@@ -34,6 +35,54 @@ class Frames:
     findings: pd.DataFrame
     noise: pd.DataFrame
     comparisons: pd.DataFrame
+    damaged: Damaged = field(default_factory=dict)
+    """Grows while the run is read: capsules, arrays and pictures are read when they are shown."""
+
+    @cached_property
+    def _cases(self) -> dict[str, Case]:
+        """The run's cases by id, for what a damaged capsule does not say any more."""
+        try:
+            return {case.id: case for case in self.run.cases()}
+        except UserError as error:
+            self.damaged[str(self.run.path / "cases.json")] = str(error)
+            return {}
+
+    def capsule(self, finding_id: str) -> Capsule | None:
+        """A finding's example; of a damaged capsule, what the other files of the run say, or None without them."""
+        path = self.run.path / "capsules" / f"{finding_id}.json"
+        try:
+            return read_capsule(path)
+        except UserError as error:
+            self.damaged[str(path)] = str(error)
+        row = self.findings[self.findings["id"] == finding_id].astype(object).iloc[0]
+        case = self._cases.get(row["case_id"])
+        if case is None:
+            return None
+        values: dict[str, Any] = {
+            entry.name: None if pd.isna(row[entry.name]) else row[entry.name] for entry in fields(Finding)
+        }
+        values["subjects"] = tuple(json.loads(values["subjects"]))
+        ran, plan = self.header.get("subjects", {}), self.header.get("plan", {})
+        subjects = {name: {"engine": subject["engine"], **subject["version"]} for name, subject in ran.items()}
+        dtype, device = plan.get("dtype", ""), plan.get("device", "")
+        return Capsule(self.header["schema"], Finding(**values), case, subjects, dtype, device)
+
+    def arrays(self, case_id: str) -> dict[str, Any]:
+        """What was kept by position of a case; nothing where its file is damaged."""
+        try:
+            return self.run.read_arrays(case_id)
+        except UserError as error:
+            self.damaged[str(self.run.path / "arrays" / f"{case_id}.safetensors")] = str(error)
+            return {}
+
+    @cached_property
+    def planned(self) -> int:
+        """How many cases the run was started with; those that have rows, where nothing else says it."""
+        try:
+            return self.run.planned()
+        except UserError as error:
+            self.damaged[str(self.run.path / "cases.json")] = str(error)
+            return int(self.header.get("plan", {}).get("cases", len(self.cases)))
 
 
 def load(store: Path, run_id: str | None = None) -> Frames:
@@ -49,8 +98,10 @@ def load(store: Path, run_id: str | None = None) -> Frames:
 
 
 def load_run(run: RunStore) -> Frames:
-    """A run's frames."""
-    return Frames(run, run.header(), **{table: run.frame(table) for table in TABLES})
+    """A run's frames, without what its damaged files held."""
+    damaged: Damaged = {}
+    tables = {table: run.frame(table, damaged=damaged) for table in TABLES}
+    return Frames(run, run.header(), **tables, damaged=damaged)
 
 
 def agreement(frames: Frames) -> pd.DataFrame:
@@ -67,7 +118,10 @@ def grouped_findings(frames: Frames) -> list[dict[str, Any]]:
     grouped = []
     for finding_id, rows in frames.findings.groupby("id", sort=False):
         capsule = frames.run.path / "capsules" / f"{finding_id}.json"
-        example = json.loads(capsule.read_text(encoding="utf-8"))["finding"]
+        kept = frames.capsule(str(finding_id))
+        if kept is None:
+            continue
+        example = plain(kept.finding)
         unexplained = rows[rows["deviation"] == ""]
         grouped.append(
             {
@@ -108,7 +162,7 @@ def kl_maxima(frames: Frames) -> pd.DataFrame:
     types = frames.cases.set_index("case_id")["dtype"].fillna("").replace("", own)
     return merged.assign(
         has_media=merged["case_id"].isin(frames.cases.loc[media, "case_id"]),
-        dtype=merged["case_id"].map(types).fillna(own),
+        dtype=merged["case_id"].map(types).astype(object).fillna(own),
     )
 
 
@@ -130,6 +184,6 @@ def document(frames: Frames) -> dict[str, Any]:
         "subjects": frames.header.get("subjects", {}),
         "verdicts": {name.replace(" ", "_"): int(counted.get(name, 0)) for name in VERDICTS},
         "findings": grouped_findings(frames),
-        "comparisons": frames.run.rows("comparisons"),
+        "comparisons": [plain(row) for row in frames.comparisons.to_dict("records")],
         "timing": frames.header.get("timing", {}),
     }

@@ -17,7 +17,7 @@ from reports.frames import VERDICTS, Frames, agreement, kl_maxima, reasons_not_c
 def context(frames: Frames, findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The variables of overview.html.j2."""
     return {
-        "cases_planned": frames.run.planned(),
+        "cases_planned": frames.planned,
         "verdicts": VERDICTS,
         "matrix": list(_matrix(frames)),
         "reasons": reasons_not_comparable(frames),
@@ -70,7 +70,7 @@ def since(frames: Frames, findings: Sequence[Mapping[str, Any]]) -> dict[str, An
     before = _run_before(frames)
     if before is None:
         return None
-    old = before.frame("findings", ["id", "signature", "property", "model", "deviation"])
+    old = before.frame("findings", ["id", "signature", "property", "model", "deviation"], {})
     known = old.drop_duplicates("id").set_index("id")
     now = {finding["id"]: finding for finding in findings}
     gone = known[~known.index.isin(list(now))].reset_index()

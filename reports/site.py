@@ -19,6 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from harness.schema import PROPERTIES
+from harness.store import Damaged, write_json
 from reports import figures, inputs, measured, overview, soft_tokens
 from reports import findings as finding_pages
 from reports.columns import COLUMNS, TABLE_MEANINGS
@@ -58,21 +59,26 @@ def build(frames: Frames, out: Path, history: History | None = None) -> Path:
         text = templates.get_template(template).render(**shared, **variables)
         (out / path).write_text(text, encoding="utf-8")
 
-    for name, variables in _pages(frames, findings, history or History(())):
-        write(f"{name}.html", f"{name}.html.j2", page=name, root="", **variables)
+    # Findings first: what cannot be read is met here, and every page after it says so.
     examples = finding_pages.Examples(frames, {finding["example"] for finding in findings})
     for finding in findings:
         example = examples.of(finding["id"])
         for medium in example["media"]:
             if medium["file"]:
-                medium["file"] = _picture(frames.run.path / "media" / medium["file"], out / "assets" / "media")
-        name = f"{finding['id']}.json"
-        shutil.copyfile(frames.run.path / "capsules" / name, out / "findings" / name)
+                kept = frames.run.path / "media" / medium["file"]
+                medium["file"] = _picture(kept, out / "assets" / "media", frames.damaged)
+        capsule = frames.run.path / "capsules" / f"{finding['id']}.json"
+        if str(capsule) in frames.damaged:
+            write_json(out / "findings" / capsule.name, example["capsule"])
+        else:
+            shutil.copyfile(capsule, out / "findings" / capsule.name)
         issue = finding_pages.issue_text(finding["deviation"])
         write(
             f"findings/{finding['id']}.html", "finding.html.j2",
             page="findings", root="../", finding=finding, example=example, issue=issue,
         )  # fmt: skip
+    for name, variables in _pages(frames, findings, history or History(())):
+        write(f"{name}.html", f"{name}.html.j2", page=name, root="", **variables)
     return out / "index.html"
 
 
@@ -98,6 +104,8 @@ def _shared(frames: Frames, findings: Sequence[Mapping[str, Any]]) -> dict[str, 
         "environment": header.get("environment", {}),
         "subjects": header.get("subjects", {}),
         "timing": header.get("timing", {}),
+        "damaged": frames.damaged,
+        "run_path": f"{frames.run.path}/",
         "cases_done": len(frames.cases),
         "properties": PROPERTIES,
         "findings": findings,
@@ -122,15 +130,19 @@ def _assets(out: Path) -> None:
     (out / "assets" / "site.css").write_text(style, encoding="utf-8")
 
 
-def _picture(kept: Path, media: Path) -> str:
-    """A copy of a stored image, small enough that thousands fit; returns its name."""
+def _picture(kept: Path, media: Path, damaged: Damaged) -> str:
+    """A copy of a stored image, small enough that thousands fit; returns its name, none of a damaged one."""
     target = media / f"{kept.stem}.webp"
     if not target.exists():
-        with Image.open(kept) as image:
-            small = image.convert("RGBA" if "A" in image.getbands() else "RGB")
-            small.thumbnail((PICTURE_PX, PICTURE_PX))
-            # Few pixels are looked at one by one, many as a whole.
-            small.save(target, lossless=small.width * small.height <= 2_304, quality=60)
+        try:
+            with Image.open(kept) as image:
+                small = image.convert("RGBA" if "A" in image.getbands() else "RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # What Pillow raises of files that are no images.
+            damaged[str(kept)] = str(error)
+            return ""
+        small.thumbnail((PICTURE_PX, PICTURE_PX))
+        # Few pixels are looked at one by one, many as a whole.
+        small.save(target, lossless=small.width * small.height <= 2_304, quality=60)
     return target.name
 
 

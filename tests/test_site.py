@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.errors import UserError
 from harness.schema import SCHEMA_VERSION, Capsule
-from harness.store import RunStore, write_json
+from harness.store import RunStore, find_case, read_capsule, runs, write_json
 from reports import figures, findings, site
-from reports.frames import VERDICTS, load_run
+from reports.frames import VERDICTS, document, load_run
 from tests.made_run import BY_KL, HOSTILE, LONG, RIGHT_TO_LEFT, VERDICTS_BY_CASE, finding_of, make_run
 
 
@@ -259,7 +261,54 @@ def test_pictures_are_small_and_those_of_few_pixels_exact(tmp_path: Path) -> Non
     noise = np.random.default_rng(0).integers(0, 255, (600, 500, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
     Image.fromarray(noise[:7, :5]).save(tmp_path / "small.png")
-    with Image.open(tmp_path / site._picture(tmp_path / "large.png", tmp_path)) as large:
+    with Image.open(tmp_path / site._picture(tmp_path / "large.png", tmp_path, {})) as large:
         assert max(large.size) == site.PICTURE_PX
-    with Image.open(tmp_path / site._picture(tmp_path / "small.png", tmp_path)) as small:
+    with Image.open(tmp_path / site._picture(tmp_path / "small.png", tmp_path, {})) as small:
         assert (np.asarray(small.convert("RGB")) == noise[:7, :5]).all()
+
+
+MADE_TABLES = ("cases", "images", "observations", "verdicts", "divergences", "findings")
+HARM: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda data: b"",
+    "cut short": lambda data: data[: len(data) // 2],
+    "garbage": lambda data: b"\x00garbage" * 40,
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize(
+    "kind",
+    ["cases.json", *(f"parts/000001/{table}.parquet" for table in MADE_TABLES), "capsules/*", "media/*", "arrays/*"],
+)
+def test_a_damaged_file_is_named_and_the_rest_is_shown(tmp_path: Path, kind: str, harm: str) -> None:
+    """One file that cannot be read costs what it held: it is named, the others are shown, and nothing raises."""
+    run = make_run(tmp_path / "store")
+    files = sorted(run.path.glob(kind))
+    files[0].write_bytes(HARM[harm](files[0].read_bytes()))
+    frames = load_run(run)
+    pages = read(site.build(frames, tmp_path / "site").parent)
+    assert list(frames.damaged) == [str(files[0])]
+    assert str(files[0].relative_to(run.path)) in pages["index.html"].words
+    shown = {name for name in pages if name.startswith("findings/")}
+    lost = {CRASH_PAGE, KL_PAGE} - shown
+    assert lost == set() or "findings.parquet" in kind, "only the table of findings says that there was one"
+    if kind == "capsules/*":
+        assert read_capsule(tmp_path / "site" / "findings" / files[0].name).case in VERDICTS_BY_CASE, "told by the rest"
+    assert document(frames)["cases"] == len(frames.cases)
+
+
+def test_a_whole_run_names_no_damage(run: RunStore, pages: Site) -> None:
+    """Where every file can be read, no page says otherwise."""
+    assert load_run(run).damaged == {}
+    assert "cannot be read" not in pages["index.html"].words
+
+
+def test_a_damaged_run_does_not_hide_a_case_of_another(tmp_path: Path) -> None:
+    """A case is found in a store beside a run whose list of cases is damaged; one that is nowhere names that file."""
+    make_run(tmp_path)
+    newer = RunStore(tmp_path / "99991231-000000-1")
+    shutil.copytree(runs(tmp_path)[0].path, newer.path)
+    (newer.path / "cases.json").write_bytes(b"[")
+    assert find_case(tmp_path, BY_KL.id) == BY_KL
+    with pytest.raises(UserError, match=r"99991231-000000-1/cases\.json"):
+        find_case(tmp_path, "0" * 12)
