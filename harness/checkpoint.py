@@ -38,6 +38,52 @@ def tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, shard.get_tensor(name)
 
 
+_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+
+_PIECE_NUMBERS = 1 << 22
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is in a safetensors file, whose first byte of data is at `offset`."""
+
+    name: str
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    def pieces(self, multiple: int = 1) -> Iterator[torch.Tensor]:
+        """The numbers, flat, read a bounded piece at a time of a multiple of so many.
+
+        Not mapped: pages of a mapped file would count as memory of the process that looks at them.
+        """
+        step, left = max(1, _PIECE_NUMBERS // multiple) * multiple, prod(self.shape)
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            while left:
+                count = min(step, left)
+                left -= count
+                yield torch.frombuffer(bytearray(file.read(count * self.dtype.itemsize)), dtype=self.dtype)
+
+
+def stored(directory: Path) -> Iterator[StoredTensor]:
+    """Every tensor of a checkpoint, by the headers of its files alone."""
+    for path in shards(directory):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                offset = 8 + length + entry["data_offsets"][0]
+                yield StoredTensor(name, path, _TYPES[entry["dtype"]], tuple(entry["shape"]), offset)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A directory that was found to hold a Gemma 4 checkpoint."""

@@ -17,7 +17,7 @@ from harness.errors import EngineUnavailable, UserError
 from harness.options import StoreOption, available, carry_out, one_of, split, watched, writable
 from harness.schema import PROPERTIES, Property
 from harness.store import DEFAULT_STORE, RunStore, plain, write_json
-from harness.zoo import FEATURE_NAMES, NAMES, describe
+from harness.zoo import DEFAULT_LAYERS, FEATURE_NAMES, LARGE, NAMES, describe, ensure, large_name
 from reports import frames as reports_frames
 from reports import nights, site
 from reports.history import History
@@ -213,14 +213,26 @@ def doctor_command(
 @zoo_app.command("list")
 def zoo_list() -> None:
     """Say what each tiny checkpoint is."""
-    show.zoo(Console(), [describe(name) for name in (*NAMES, *FEATURE_NAMES)])
+    show.zoo(Console(), [describe(name) for name in (*NAMES, *FEATURE_NAMES, large_name(DEFAULT_LAYERS))])
 
 
 @zoo_app.command("build")
-def zoo_build() -> None:
-    """Build what is missing or of another recipe, and print where."""
-    for name in (*NAMES, *FEATURE_NAMES):
-        print(session.locate(name))
+def zoo_build(
+    name: Annotated[str, typer.Argument(help=f"One model, or {LARGE}. Without it every tiny one.")] = "",
+    layers: Annotated[int, typer.Option(help=f"Decoder layers of {LARGE}.")] = DEFAULT_LAYERS,
+) -> None:
+    """Build what is missing or of another recipe, and print where.
+
+    e2b-shape has E2B's published widths and vocabulary, 1.65 G parameters with 10 layers: for memory and time. No
+    group of --models has it; give its directory.
+    """
+    if name and name != LARGE:
+        one_of("NAME", name, (*NAMES, *FEATURE_NAMES, LARGE))
+    if name == LARGE:
+        print(ensure(large_name(layers), session.ZOO))
+        return
+    for each in (name,) if name else (*NAMES, *FEATURE_NAMES):
+        print(session.locate(each))
 
 
 @zoo_app.command("verify")

@@ -15,10 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from harness import zoo
-from harness.zoo import tokenizer, variants
+from harness.errors import UserError
+from harness.zoo import catalog, tokenizer, variants
 from harness.zoo.tensors import Tensor, tensors
 from harness.zoo.values import RULES, value
 
@@ -191,6 +193,23 @@ def test_the_file_holds_the_table_in_bfloat16(name: str, root: Path) -> None:
             assert bool(tensor.isfinite().all()), key
             assert not bool((tensor == 1).all()), key
             assert not bool((tensor == 0).all()), key
+
+
+def test_the_large_shape_is_that_of_e2b() -> None:
+    """With 35 layers it has E2B's tensors and parameters; with 10, half of the layers share keys and values."""
+    described = zoo.describe(zoo.large_name(35))
+    assert (described["tensors"], described["parameters"]) == (2011, 5_123_178_979)
+    small = catalog.config(zoo.large_name(10))["text_config"]
+    assert (small["num_hidden_layers"], small["num_kv_shared_layers"], small["vocab_size"]) == (10, 5, 262_144)
+    with pytest.raises(UserError, match="--layers 7"):
+        zoo.large_name(7)
+
+
+def test_weights_are_written_as_their_own_library_writes_them(root: Path, tmp_path: Path) -> None:
+    """The file that is written piece by piece has the bytes that safetensors gives the same tensors."""
+    source = root / "tiny-e2b" / "model.safetensors"
+    save_file(load_file(source), tmp_path / "again", metadata={"format": "pt"})
+    assert source.read_bytes() == (tmp_path / "again").read_bytes()
 
 
 @NAMES

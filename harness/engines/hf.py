@@ -5,6 +5,7 @@ Legend: T tokens, H text hidden size, P patches.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import tempfile
@@ -22,7 +23,15 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoPr
 from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_preserving_size
 
 from harness.engines.audit import audit_tensors
-from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
+from harness.engines.base import (
+    Array,
+    Recording,
+    Rejected,
+    Unsupported,
+    chosen,
+    give_back_memory,
+    package_versions,
+)
 from harness.engines.hf_inputs import by_chat, by_ids, by_text
 from harness.engines.hf_paths import (
     Forward,
@@ -50,6 +59,7 @@ class HfEngine:
 
     forward: ClassVar[Forward] = staticmethod(video_encoded_first)
     deep = False
+    model: Any
 
     def __init__(self, attention: str = "sdpa", image_processor: str = "torchvision") -> None:
         """`attention` is the model's implementation of it, `image_processor` the library that resizes images."""
@@ -61,7 +71,14 @@ class HfEngine:
         return package_versions("transformers", "torch", "torchvision", "tokenizers", "pillow", "numpy")
 
     def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
-        """Load processor and weights; what did not match a tensor is in the report."""
+        """Load processor and weights; what did not match a tensor is in the report.
+
+        The model that was there goes first: there is room for one.
+        """
+        self.model = None
+        self.seen: dict[str, Any] = {}
+        gc.collect()
+        give_back_memory()
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
         self.processor = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
         if self.image_processor != "torchvision":
@@ -86,7 +103,6 @@ class HfEngine:
     def _tap(self) -> None:
         """Record the rows of each medium and the final normed hidden states as they pass by."""
         inner = self.model.model
-        self.seen: dict[str, Any] = {}
 
         def keep_features(name: str, encode: Callable[..., Any]) -> Callable[..., Any]:
             @wraps(encode)  # `generate` reads the arguments' names off it.
@@ -227,11 +243,14 @@ class HfEngine:
         return self._score([Sample.expanded_of(request, arrays)])
 
     def _tensor(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        true, dtype, device = self.checkpoint, self.dtype, self.device
         with tempfile.TemporaryDirectory() as directory:
-            changed = type(self)(self.attention, self.image_processor)
-            path = with_changed_tensor(self.checkpoint, at, Path(directory))
-            changed.load(path, dtype=self.dtype, device=self.device)
-            return changed.run(replace(request, probe=False), arrays)
+            path = with_changed_tensor(true, at, Path(directory))
+            try:
+                self.load(path, dtype=dtype, device=device)
+                return self.run(replace(request, probe=False), arrays)
+            finally:
+                self.load(true, dtype=dtype, device=device)
 
     def _predicted(self, image: Array, budget: int) -> int:
         """The processor's own arithmetic, called by itself.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import copyfile
 
+import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from harness.checkpoint import shards
+from harness.checkpoint import stored
 from harness.engines.base import Array, Unsupported
 from harness.render import is_expanded
 from harness.schema import AudioSpec, Case, ImageSpec, Part, Request, VideoSpec
@@ -126,19 +126,17 @@ def with_changed_tensor(checkpoint: Path, at: int, directory: Path) -> Path:
     Raises:
         Unsupported: that tensor holds no floats.
     """
-    homes = {name: shard for shard in shards(checkpoint) for name in _names(shard)}
-    chosen = sorted(homes)[at % len(homes)]
+    chosen = sorted(stored(checkpoint), key=lambda tensor: tensor.name)
+    tensor = chosen[at % len(chosen)]
+    if not tensor.dtype.is_floating_point:
+        raise Unsupported(f"{tensor.name} holds {tensor.dtype}, no floats")
     for path in checkpoint.iterdir():
-        if path.name != homes[chosen].name:
+        if path.name != tensor.path.name:
             (directory / path.name).symlink_to(path.resolve())
-    tensors = load_file(homes[chosen])
-    if not tensors[chosen].is_floating_point():
-        raise Unsupported(f"{chosen} holds {tensors[chosen].dtype}, no floats")
-    tensors[chosen] = (-2 * tensors[chosen] + 0.5).contiguous()
-    save_file(tensors, directory / homes[chosen].name, metadata={"format": "pt"})
+    copy = directory / tensor.path.name
+    copyfile(tensor.path, copy)
+    with copy.open("r+b") as file:
+        file.seek(tensor.offset)
+        for piece in tensor.pieces():
+            file.write((-2 * piece + 0.5).view(torch.uint8).numpy().tobytes())
     return directory
-
-
-def _names(shard: Path) -> list[str]:
-    with safe_open(shard, framework="pt") as opened:
-        return list(opened.keys())

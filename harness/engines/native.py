@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.engines.base import Array, Recording, Rejected, Unsupported, chosen, package_versions
+from harness.engines.base import (
+    Array,
+    Recording,
+    Rejected,
+    Unsupported,
+    chosen,
+    give_back_memory,
+    package_versions,
+)
 from harness.engines.inputs import Sample, read_singly, step, with_changed_tensor
 from harness.native import Gemma4, Prepared, Recorder, Transplant, Video, read_chat_style, render_chat
 from harness.native.config_media import AudioTowerConfig
@@ -53,7 +62,10 @@ class NativeEngine:
         return package_versions("gemma4-conformance", "torch", "tokenizers", "pillow", "numpy")
 
     def load(self, checkpoint: Path, *, dtype: str, device: str, audit: bool = False) -> LoadReport:
-        """Load a checkpoint; a missing tensor raises."""
+        """Load a checkpoint in place of the one before; a missing tensor raises."""
+        vars(self).pop("model", None)
+        gc.collect()
+        give_back_memory()
         self.checkpoint, self.dtype, self.device = checkpoint, self.own_dtype or dtype, device
         self.model = Gemma4.load(checkpoint, dtype=getattr(torch, self.dtype), device=device)
         report = self.model.report
@@ -168,11 +180,14 @@ class NativeEngine:
         return self._plain(replace(Sample.of(request, arrays), prompt=text))
 
     def _tensor(self, request: Request, arrays: Mapping[str, Array], at: int) -> Recording:
+        true, dtype, device = self.checkpoint, self.dtype, self.device
         with tempfile.TemporaryDirectory() as directory:
-            changed = NativeEngine(self.own_dtype)
-            path = with_changed_tensor(self.checkpoint, at, Path(directory))
-            changed.load(path, dtype=self.dtype, device=self.device)
-            return changed.run(replace(request, probe=False), arrays)
+            path = with_changed_tensor(true, at, Path(directory))
+            try:
+                self.load(path, dtype=dtype, device=device)
+                return self.run(replace(request, probe=False), arrays)
+            finally:
+                self.load(true, dtype=dtype, device=device)
 
     def _prepare(self, sample: Sample, *, as_ids: bool = False) -> Prepared:
         """The model's input. It takes sound at 16 kHz and leaves resampling to others."""

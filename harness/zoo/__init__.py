@@ -7,19 +7,31 @@ built.
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from harness.zoo.catalog import FEATURE_NAMES, NAMES, config, is_silent, planted
 from harness.zoo.files import text_files
+from harness.zoo.large import DEFAULT_LAYERS, LARGE, large_name
 from harness.zoo.tensors import Tensor, tensors
-from harness.zoo.values import value
+from harness.zoo.values import pieces
 
-__all__ = ["FEATURE_NAMES", "NAMES", "build", "describe", "ensure", "recipe_digest"]
+__all__ = [
+    "DEFAULT_LAYERS",
+    "FEATURE_NAMES",
+    "LARGE",
+    "NAMES",
+    "build",
+    "describe",
+    "ensure",
+    "large_name",
+    "recipe_digest",
+]
 
 RECIPE_FILE = "recipe.sha256"
 WEIGHTS_FILE = "model.safetensors"
@@ -75,14 +87,15 @@ def recipe_digest(name: str) -> str:
     return hashlib.sha256("\0".join([name, *parts, _VALUES_SOURCE]).encode()).hexdigest()
 
 
-def _value(name: str, tensor: Tensor) -> torch.Tensor:
-    drawn = value(name, tensor)
-    if is_silent(name, tensor.name):
-        return torch.zeros_like(drawn)
+def _pieces(name: str, tensor: Tensor) -> Iterator[torch.Tensor]:
+    """What the file holds of a tensor, flat, a piece at a time."""
     first = planted(name, tensor.name)
-    if first is not None:
-        drawn.view(-1)[0] = first
-    return drawn
+    for number, drawn in enumerate(pieces(name, tensor)):
+        if is_silent(name, tensor.name):
+            drawn.zero_()
+        elif first is not None and number == 0:
+            drawn[0] = first
+        yield drawn
 
 
 def _tensors(name: str) -> list[Tensor]:
@@ -98,10 +111,24 @@ def _write(name: str, directory: Path, digest: str) -> None:
     directory.mkdir()
     for file, text in text_files(name).items():
         (directory / file).write_text(text, encoding="utf-8", newline="\n")
-    weights = {tensor.name: _value(name, tensor) for tensor in _tensors(name)}
-    save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    (directory / WEIGHTS_FILE).chmod(0o644)  # the writer makes it private, unlike the other files
+    _write_weights(name, directory / WEIGHTS_FILE)
     (directory / RECIPE_FILE).write_text(digest + "\n", encoding="utf-8")
+
+
+def _write_weights(name: str, path: Path) -> None:
+    """A safetensors file, to the byte as its own library writes it, without ever holding a whole tensor."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in _tensors(name):
+        begin, end = end, end + 2 * tensor.parameters
+        header[tensor.name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in _tensors(name):
+            for piece in _pieces(name, tensor):
+                file.write(piece.view(torch.int16).numpy().astype("<i2", copy=False).tobytes())
 
 
 def _install(written: Path, target: Path, digest: str, *, force: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.zoo.features import FEATURES, PLANTED, SILENT, feature_config
+from harness.zoo.large import LARGE, large_config
 from harness.zoo.variants import CONFIGS, Config
 from harness.zoo.variants import config as variant_config
 
@@ -14,7 +15,9 @@ FEATURE_NAMES: tuple[str, ...] = tuple(FEATURES)
 
 
 def config(name: str) -> Config:
-    """The `config.json` of a tiny checkpoint, as a fresh copy that the caller may change."""
+    """The `config.json` of a checkpoint, as a fresh copy that the caller may change."""
+    if name.startswith(LARGE):
+        return large_config(name)
     return feature_config(name) if name in FEATURES else variant_config(name)
 
 

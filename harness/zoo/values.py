@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from harness.zoo.tensors import Tensor
 
 # Variance of the sum of four numbers uniform on 0 .. 65535.
 _SUM_STD = math.sqrt(4 * (65536**2 - 1) / 12)
+_PIECE = 1 << 20
 
 
 class Rule(NamedTuple):
@@ -81,11 +83,16 @@ _SHARED_BOUNDS = (
 
 def value(checkpoint: str, tensor: Tensor) -> torch.Tensor:
     """The bfloat16 content of one tensor, of the shape that `tensor` gives."""
+    return torch.cat(list(pieces(checkpoint, tensor))).reshape(tensor.shape)
+
+
+def pieces(checkpoint: str, tensor: Tensor) -> Iterator[torch.Tensor]:
+    """The content of one tensor, flat, a bounded piece at a time."""
     rule = _rule(tensor.name)
     divisor = math.sqrt(_fan_in(tensor)) if rule.per_root_fan_in else 1.0
-    z = _deviates(f"{checkpoint}/{_stream(tensor.name)}", tensor.parameters)
-    exact = np.float32(rule.mean / divisor) + np.float32(rule.std / divisor) * z
-    return torch.from_numpy(exact).to(torch.bfloat16).reshape(tensor.shape)
+    for z in _deviates(f"{checkpoint}/{_stream(tensor.name)}", tensor.parameters):
+        exact = np.float32(rule.mean / divisor) + np.float32(rule.std / divisor) * z
+        yield torch.from_numpy(exact).to(torch.bfloat16)
 
 
 def _rule(name: str) -> Rule:
@@ -106,11 +113,11 @@ def _fan_in(tensor: Tensor) -> int:
     return math.prod(tensor.shape[1:]) if "conv" in tensor.name and len(tensor.shape) > 2 else tensor.shape[-1]
 
 
-def _deviates(key: str, count: int) -> NDArray[np.float32]:
+def _deviates(key: str, count: int) -> Iterator[NDArray[np.float32]]:
     """`count` float32 numbers of mean 0 and variance 1, exact sums of integers times one constant."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
-    words = np.random.Philox(key=seed).random_raw(count)
-    shifts = np.arange(0, 64, 16, dtype=np.uint64)[:, None]
-    sums = ((words >> shifts) & np.uint64(0xFFFF)).sum(axis=0).astype(np.int64)
-    centred: NDArray[np.float32] = (sums - 2 * 65535).astype(np.float32)
-    return centred * np.float32(1 / _SUM_STD)
+    stream = np.random.Philox(key=seed)
+    for first in range(0, count, _PIECE):
+        halves = stream.random_raw(min(_PIECE, count - first)).view(np.uint16).reshape(-1, 4)
+        sums = halves.sum(axis=1, dtype=np.int64)
+        yield (sums - 2 * 65535).astype(np.float32) * np.float32(1 / _SUM_STD)
