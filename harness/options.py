@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from harness import session
 from harness.errors import EngineUnavailable, UserError
 from harness.store import RunStore
+from harness.zoo import FEATURE_NAMES, NAMES
 
 StoreOption = Annotated[Path, typer.Option(help="Where runs are kept.")]
 
@@ -22,6 +25,54 @@ StoreOption = Annotated[Path, typer.Option(help="Where runs are kept.")]
 def split(text: str) -> tuple[str, ...]:
     """Names between commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def listed(option: str, text: str) -> tuple[str, ...]:
+    """Names between commas, at least one.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = split(text)
+    if not names:
+        raise UserError(f"{option} {text!r} names nothing; give one name, or several between commas")
+    return names
+
+
+def listed_models(option: str, text: str) -> tuple[str, ...]:
+    """Models between commas, of which `variants` and `all` are whole groups of the zoo.
+
+    Raises:
+        UserError: there is none.
+    """
+    groups = {"variants": NAMES, "all": (*NAMES, *FEATURE_NAMES)}
+    return tuple(dict.fromkeys(model for name in listed(option, text) for model in groups.get(name, (name,))))
+
+
+def seconds(option: str, value: float) -> float:
+    """A length of time.
+
+    Raises:
+        UserError: it has no end, or is no number.
+    """
+    if not math.isfinite(value):
+        raise UserError(f"{option} {value}: give a number of seconds")
+    return value
+
+
+def destination(option: str, target: str | Path | None) -> None:
+    """Refuse a file that could not be written after long work; empty and `-` are no files.
+
+    Raises:
+        UserError: it is a directory, or its directory cannot be written.
+    """
+    if target is None or str(target) in ("", "-"):
+        return
+    path = Path(target)
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a directory; give the name of a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{option} {path}: cannot be written; is its directory there?")
 
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -51,7 +102,7 @@ def chosen_subjects(text: str, console: Console) -> tuple[str, ...]:
     Raises:
         UserError: an unknown subject, or one that cannot run here.
     """
-    names = split(text)
+    names = listed("--subjects", text) if text else ()
     if names:
         available(names, console)
     return names

@@ -36,6 +36,9 @@ COUNTING = ("hf", "vllm", "native")
 BLOCK_HEIGHTS = 50
 BLOCK_SAMPLES = 50_000
 
+ANSWER_TIMEOUT_S = 300.0
+"""Importing an engine from a cold disk takes a minute on a slow machine, a block seconds; more than this is a hang."""
+
 Watch = Callable[[str, int, int], None]
 """Told what is counted, how many calls are done, and of how many."""
 
@@ -101,13 +104,28 @@ class _Counters:
 
     def _answer(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         assert process.stdout is not None
-        line = process.stdout.readline()
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        limit = threading.Timer(ANSWER_TIMEOUT_S, end)
+        limit.start()
+        try:
+            line = process.stdout.readline()
+        finally:
+            limit.cancel()
         if not line:
-            raise self._gone()
+            raise self._gone(late=late.is_set())
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _gone(self) -> EngineUnavailable:
+    def _gone(self, *, late: bool = False) -> EngineUnavailable:
+        if late:
+            return EngineUnavailable(
+                f"subject {self.subject.name} cannot count here: no answer within {ANSWER_TIMEOUT_S:g} s; killed"
+            )
         self.errors.seek(0)
         last = self.errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
         return EngineUnavailable(f"subject {self.subject.name} cannot count here: {last[0][:500]}")
@@ -189,14 +207,17 @@ def _fill(counters: _Counters, files: dict[int, Path], max_side_px: int, samples
 def explained(swept: Swept, checkpoint: str) -> pd.Series[str]:
     """For each row of `images`, the deviation that explains it, or an empty string.
 
-    The subject whose count is not that of the others is the suspect, as in P1 of a campaign.
+    The subject whose count is not that of the others is the suspect, as in P1 of a campaign; where as many say one
+    thing as another, the one whose count is not that of the reference rule.
     """
     known, names = load_deviations(), list(swept.versions)
 
     def explain_row(row: Any) -> str:
         counted = [getattr(row, name) for name in names]
         odd = [name for name, count in zip(names, counted, strict=True) if counted.count(count) == 1]
-        who = odd[0] if len(names) > 2 and len(odd) == 1 else "+".join(names)
+        if len(names) == 2:
+            odd = [name for name, count in zip(names, counted, strict=True) if count != row.reference]
+        who = odd[0] if len(odd) == 1 else "+".join(names)
         case = Case(checkpoint, (Part(image=ImageSpec(row.width_px, row.height_px)),), row.budget)
         where = tuple(names), who, checkpoint, case.id
         finding = Finding("", f"P1/counts/{who}", "P1", "counts", *where, None, None, "soft tokens", "")

@@ -6,6 +6,7 @@ import fcntl
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,57 @@ def test_a_worker_holds_its_environment(envs: Path, tmp_path: Path) -> None:
         worker.end()
         worker.close()
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _wheel(path: Path, answer: int) -> None:
+    """A wheel of one module that says a number."""
+    info = "mine-1.0.dist-info"
+    files = {
+        "mine.py": f"ANSWER = {answer}\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: by hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, text in {**files, f"{info}/RECORD": record}.items():
+            wheel.writestr(name, text)
+
+
+def _answer(subject: Subject, root: Path) -> str:
+    command = [ready(subject, root=root).python, "-c", "import mine; print(mine.ANSWER)"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("line", ["mine @ file://{}", "{}", "./mine-1.0-py3-none-any.whl"])
+def test_a_wheel_that_is_built_again_is_installed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """Another file at the same path is another environment; the same bytes, written anew, are the same one."""
+    monkeypatch.chdir(tmp_path)
+    wheel = tmp_path / "mine-1.0-py3-none-any.whl"
+    subject = Subject("mine", FAKE, recipe=Recipe((line.format(wheel),)))
+    _wheel(wheel, 1)
+    first, kept = directory(subject, tmp_path), wheel.read_bytes()
+    _wheel(wheel, 2)
+    second = directory(subject, tmp_path)
+    wheel.write_bytes(kept)
+    assert (directory(subject, tmp_path), first != second) == (first, True)
+    if line == "./mine-1.0-py3-none-any.whl":  # One installation of each is enough: uv reads all three alike.
+        assert _answer(subject, tmp_path) == "1"
+        _wheel(wheel, 2)
+        assert _answer(subject, tmp_path) == "2"
+
+
+def test_an_editable_checkout_is_read_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is edited in a checkout that a recipe names by `-e` counts at once, with no environment built again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "mine"\nversion = "1"\n[tool.hatch.build.targets.wheel]\ninclude = ["mine.py"]\n'
+    )
+    subject = Subject("mine", FAKE, recipe=Recipe(("-e ./mine",)))
+    for answer in ("1", "2"):
+        (tmp_path / "mine" / "mine.py").write_text(f"ANSWER = {answer}\n")
+        assert _answer(subject, tmp_path) == answer
+    assert len(list(tmp_path.glob("*.lock"))) == 1

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from harness import cli
+from harness.options import listed_models
 from harness.store import runs
+from harness.zoo import FEATURE_NAMES, NAMES
 
 Completed = subprocess.CompletedProcess[str]
 Call = Callable[..., Completed]
@@ -49,7 +51,7 @@ def _no_checkpoint(tmp_path: Path) -> Path:
     [
         (["run", "--subjects", "hf,tgi"], "unknown subject tgi; known: hf, vllm, native"),
         (["run", "--models", "tiny-e9b"], "tiny-e9b is neither a zoo model nor a directory"),
-        (["run", "--models", ","], "no model given; known: tiny-e2b"),
+        (["run", "--models", ","], "--models ',' names nothing"),
         (["run", "--profile", "huge"], "--profile huge: must be one of smoke, ci, nightly"),
         (["run", "--properties", "P99"], "--properties P99: must be one of P1"),
         (["run", "--dtype", "int8"], "--dtype int8: must be one of float32"),
@@ -72,6 +74,56 @@ def test_wrong_use_is_one_line_and_status_2(tmp_path: Path, arguments: list[str]
     assert words in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--profile", "foo", "--cases", "5"], "--profile foo: must be one of smoke, ci, nightly"),
+        (["run", "--subjects", ","], "--subjects ',' names nothing"),
+        (["run", "--timeout-s", "inf"], "--timeout-s inf: give a number of seconds"),
+        (["run", "--json", "no-such-directory/out.json"], "--json no-such-directory/out.json: cannot be written"),
+        (["run", "--json", "."], "--json .: is a directory"),
+        (["nightly", "--add", ","], "--add ',' names nothing"),
+        (["nightly", "--models", "tiny-e9b"], "tiny-e9b is neither a zoo model nor a directory"),
+        (["nightly", "--models", ","], "--models ',' names nothing"),
+        (["nightly", "--subjects", ","], "--subjects ',' names nothing"),
+        (["nightly", "--summary", "no-such-directory/a.md"], "--summary no-such-directory/a.md: cannot be written"),
+        (["nightly", "--junit", "."], "--junit .: is a directory"),
+        (["sweep", "--budget", ","], "--budget ',' names nothing"),
+        (["sweep", "--budget", "71"], "--budget 71: must be one of 70, 140"),
+        (["sweep", "--subjects", ","], "--subjects ',' names nothing"),
+        (["sweep", "--json", "no-such-directory/a.json"], "--json no-such-directory/a.json: cannot be written"),
+        (["zoo", "verify", "--models", ","], "--models ',' names nothing"),
+        (["zoo", "verify", "--subjects", ","], "--subjects ',' names nothing"),
+        (["doctor", "--subjects", ","], "--subjects ',' names nothing"),
+        (["doctor", "--subjects", "hf", "--prune"], "leave out --subjects"),
+        (["replay", "nowhere.json", "--subjects", ","], "--subjects ',' names nothing"),
+    ],
+)
+def test_wrong_input_of_each_command_is_one_line_and_status_2(arguments: list[str], words: str, call: Call) -> None:
+    """Every command names the bad value and the fix, before any long work."""
+    result = call(*arguments)
+    assert (result.returncode, len(result.stderr.strip().splitlines())) == (2, 1), result.stderr
+    assert words in result.stderr
+
+
+def test_nightly_knows_the_groups_of_models_that_run_knows() -> None:
+    """`variants` and `all` are groups of the zoo in every command, beside other names too."""
+    assert listed_models("--models", "variants") == NAMES
+    assert listed_models("--models", "all") == (*NAMES, *FEATURE_NAMES)
+    assert listed_models("--models", "here,variants,tiny-e2b") == ("here", *NAMES)
+
+
+def test_a_doctor_of_a_subject_that_cannot_start_has_status_3(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subject that was asked for by name and whose process ends at once is a failure, and the reason is printed."""
+    monkeypatch.chdir(tmp_path)
+    Path("subjects.toml").write_text('[broken]\nengine = "no_such_module:Engine"\n')
+    result = call("doctor", "--subjects", "broken")
+    assert result.returncode == 3
+    assert "no_such_module" in result.stdout
 
 
 def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path, no_checkpoint: Path, call: Call) -> None:

@@ -95,6 +95,25 @@ def test_a_file_adds_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "vllm" in known_subjects()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[mine]\nengine = "transformers"\n', r'^subject mine: unknown engine "transformers"; known: hf, vllm'),
+        ("[mine]\nengine = 3\n", r"mine\.engine: .*string"),
+        ('[mine]\nengine = "hf"\nrecipe = 3\n', r"mine\.recipe"),
+        ("mine = 3\n", r"no valid list of subjects: mine"),
+        ("[mine\n", r"no valid list of subjects"),
+    ],
+)
+def test_a_wrong_field_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
+    """A field of subjects.toml that says nothing known is named with what would be, in one line."""
+    monkeypatch.chdir(tmp_path)
+    environments.OWN_FILE.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as refused:
+        resolve(["hf"])
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_a_broken_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the file and the field."""
     monkeypatch.chdir(tmp_path)

