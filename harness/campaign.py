@@ -10,18 +10,21 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.comparators import Context, Limits, Side, compare, generation, load_side
+from harness.comparators import Comparison, Context, Limits, Side, compare, generation, guarded, load_side
 from harness.comparators.generation import Round
 from harness.comparators.kl import OutputHead
 from harness.comparators.start_up import check_loaded
 from harness.comparators.suspects import findings
 from harness.deviations import Deviation, explain
+from harness.errors import UserError
 from harness.fleet import Fleet, Flight
 from harness.generation import play
 from harness.records import rows_of
@@ -106,16 +109,26 @@ class Campaign:
                 while flying:
                     yield self._finish(flying.popleft(), started)
                 self._load(*wanted)
+                if Path(case.model).is_dir():
+                    self._require_some_subject(case.model)
             flying.append(self.workers.submit(case, calibrates=case.id in calibrating))
             if len(flying) >= PIPELINE_DEPTH:
                 yield self._finish(flying.popleft(), started)
         while flying:
             yield self._finish(flying.popleft(), started)
 
+    def _require_some_subject(self, model: str) -> None:
+        """Refuse a user's own checkpoint that no engine of several can load: it is not the engines that are wrong."""
+        refused, voters = self.workers.refused, self.workers.subjects
+        if len({subject.engine for subject in voters.values()}) > 1 and voters.keys() <= refused.keys():
+            words = "; ".join(refused[name] for name in voters)
+            raise UserError(f"no subject can load {model}, so something is wrong with it: {words}")
+
     def _load(self, directory: Path, dtype: str) -> None:
         started = time.perf_counter()
         checkpoint = Checkpoint.open(directory)
         audit = "P8" in self.workers.options.properties
+        self._context = None
         self.workers.load(directory, dtype, audit=audit)
         voters = self.workers.subjects
         reports = {name: report for name, report in self.workers.reports.items() if name in voters}
@@ -143,7 +156,7 @@ class Campaign:
         beside = tuple(side for side in every_side if side.name in self.workers.beside)
         result = Result(case, tuple(side.observation for side in sides), (), (), {}, {}, tuple(sides), beside)
         if not flight.calibrates:
-            result = self._judged(result, rounds)
+            result = self._kept(result, rounds)
         self.workers.discard(flight.request)
         now = time.perf_counter()
         self.timing.compare_s += now - compare_started
@@ -151,6 +164,23 @@ class Campaign:
         for observation in (*everything, *(side.observation for round_ in rounds for side in round_.sides)):
             self.timing.engine_s[observation.subject] += observation.engine_s
         return result
+
+    def _kept(self, result: Result, rounds: Sequence[Round]) -> Result:
+        """The result, judged; where judging itself breaks, its observations and one verdict that says so."""
+        broken: list[Verdict] = []
+
+        def judge() -> Iterator[Verdict]:
+            nonlocal result
+            result = self._judged(result, rounds)
+            return iter(())
+
+        names = [*self.workers.subjects]
+        broken += guarded("P1", "outcome", [(name, name) for name in names], judge)
+        if not broken:
+            return result
+        bare = tuple(Side(side.observation, {}) for side in result.sides)
+        rows, arrays = rows_of(result.case, bare, Comparison(broken), ())
+        return replace(result, verdicts=tuple(broken), rows=rows, arrays=arrays)
 
     def _judged(self, result: Result, rounds: Sequence[Round]) -> Result:
         """The result with verdicts, findings and rows."""
@@ -160,7 +190,9 @@ class Campaign:
             context = replace(context, limits=replace(context.limits, kl_nats=measured))
         comparison = compare(case, sides, context, self.workers.options.properties)
         if rounds:
-            comparison.verdicts += list(generation.compare(rounds, context, comparison))
+            pairs = [(left.name, right.name) for left, right in combinations(rounds[0].sides, 2)]
+            made = partial(generation.compare, rounds, context, comparison)
+            comparison.verdicts += guarded("P6", "generation", pairs, made)
         # How the model loaded is told once, with its first case.
         comparison.verdicts += self._loaded
         self._loaded = []

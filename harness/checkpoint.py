@@ -17,6 +17,11 @@ from tokenizers import Tokenizer
 from harness.errors import UserError
 from harness.spec import LayerRule, MediaTokens
 
+_TYPES = ("gemma4", "gemma4_unified")
+
+_NEEDED = ("tokenizer.json", "processor_config.json")
+"""What every engine reads beside the config and the weights."""
+
 _OUTPUT_WEIGHTS = ("lm_head.weight", "model.language_model.embed_tokens.weight")
 """The output head; tied to the embeddings in every published checkpoint."""
 
@@ -103,11 +108,14 @@ class Checkpoint:
             kind = config.get("model_type")
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{directory} is no checkpoint: cannot read its config.json ({error})") from error
-        if not str(kind).startswith("gemma4"):
+        if kind not in _TYPES:
+            text_only = ": a text-only export, which lacks the towers" if kind == "gemma4_text" else ""
             raise UserError(
-                f"{directory} is no Gemma 4 checkpoint: model_type is {kind!r}, not gemma4 or gemma4_unified"
+                f"{directory} is no whole Gemma 4 checkpoint: its model_type is {kind!r} (found {kind}, "
+                f"wanted {' or '.join(_TYPES)}){text_only}"
             )
-        missing = [path.name for path in shards(directory) if not path.is_file()]
+        files = [*shards(directory), *(directory / name for name in _NEEDED)]
+        missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise UserError(f"{directory} is no complete checkpoint: {', '.join(missing)} missing")
         return cls(directory, config)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from harness import builds, cli_capsule, cli_nightly, cli_sweep, doctor, session, show
 from harness.deviations import load_deviations
-from harness.errors import EngineUnavailable, UserError
+from harness.errors import EngineUnavailable, HarnessBug, UserError, want
 from harness.options import (
     StoreOption,
     available,
@@ -40,7 +42,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Find the inputs on which implementations of Gemma 4 disagree: who is wrong, where, and by how much.",
-    epilog="Exit status: 0 nothing unexpected; 1 unexpected findings; 2 wrong use; 3 a subject cannot run here.",
+    epilog="Exit status: 0 nothing unexpected; 1 unexpected findings; 2 wrong use; 3 a subject cannot run here; "
+    "4 the harness or the machine failed (out of memory or disk, a bug of ours).",
 )
 zoo_app = typer.Typer(
     no_args_is_help=True, help="Tiny random checkpoints: the five published variants, and models with one feature each."
@@ -145,9 +148,11 @@ def run(
 
 
 def _status(document: dict[str, Any], stale: bool, *, named: bool) -> int:
-    """The exit status of a run: findings first, then subjects that were asked for by name and did not run."""
+    """The exit status of a run: findings first, then failures of ours, then named subjects that did not run."""
     if stale or any(finding["unexpected_cases"] for finding in document["findings"]):
         return 1
+    if document["failures"] or any(subject["status"] == "failed" for subject in document["subjects"].values()):
+        return HarnessBug.exit_status
     absent = any(subject["status"] != "ok" for subject in document["subjects"].values())
     return EngineUnavailable.exit_status if named and absent else 0
 
@@ -269,9 +274,32 @@ def deviations_command() -> None:
 
 
 def main() -> None:
-    """Entry point: a `UserError` is one clear line and its exit status."""
+    """Entry point: errors that we know are one clear line and their exit status; SIGTERM and SIGHUP end like Ctrl-C."""
+    stopped = _stopped_like_ctrl_c()
     try:
         app()
-    except UserError as error:
+    except (UserError, HarnessBug) as error:
         print(f"harness: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
+    except BaseException as error:
+        if stopped:  # Whatever cleaning up came to: there may be no terminal any more.
+            sys.exit(128 + stopped[0])
+        if not (needed := want(error)):
+            raise
+        print(f"harness: {needed}: {error}", file=sys.stderr)
+        sys.exit(HarnessBug.exit_status)
+
+
+def _stopped_like_ctrl_c() -> list[int]:
+    """Have the signals of a cancelled job and of a closed terminal interrupt the main thread; which one came."""
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        if not stopped:
+            stopped.append(number)
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, stop)
+    return stopped

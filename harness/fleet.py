@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -18,11 +19,11 @@ from safetensors.numpy import save_file
 from harness.builds import ready
 from harness.checkpoint import Checkpoint
 from harness.environments import Subject
-from harness.errors import EngineUnavailable, EngineUnsupported, UserError
+from harness.errors import EngineUnavailable, EngineUnsupported, HarnessBug, UserError, want
 from harness.media import arrays as media_arrays
 from harness.pool import Worker, thread_share
 from harness.render import texts
-from harness.schema import PROPERTIES, Case, LoadReport, Observation, Property, Request
+from harness.schema import PROPERTIES, Case, LoadReport, Observation, Property, Request, error_signature
 
 _WITHOUT_WEIGHTS = ("sglang",)
 """Engines of which only the processor runs."""
@@ -74,6 +75,10 @@ class Fleet:
         self.subjects = {subject.name: subject for subject in subjects}
         self.beside = {subject.name: subject for subject in beside if subject.name not in self.subjects}
         self.absent: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+        """Those absent since the harness or the machine failed them, and why."""
+        self._loaded_once: set[str] = set()
+        self._trouble: dict[str, tuple[str, str]] = {}
         self.room_bytes = psutil.virtual_memory().available
         startable = [found for s in (*subjects, *self.beside.values()) if (found := self._ready(s))]
         threads = thread_share(max(1, len(startable)))
@@ -105,7 +110,7 @@ class Fleet:
         opened = Checkpoint.open(checkpoint)
         self._check_room(opened, dtype or self.options.dtype)
         self.absent = {name: why for name, why in self.absent.items() if name not in self.workers}
-        self.reports, self.refused = {}, {}
+        self.reports, self.refused, self.failed = {}, {}, {}
         options = {"dtype": dtype or self.options.dtype, "device": self.options.device, "audit": audit}
         loading = {
             name: self._executors[name].submit(worker.load, checkpoint, **options)
@@ -114,12 +119,29 @@ class Fleet:
         for name, future in loading.items():
             try:
                 self.reports[name] = future.result()
+                self._loaded_once.add(name)
             except EngineUnsupported as error:
                 self.absent[name] = str(error)
                 self.reports[name] = LoadReport(unchecked=(str(error),))
             except EngineUnavailable as error:
                 self.absent[name] = self.refused[name] = str(error)
+                self._trouble.setdefault(name, ("unavailable", str(error)))
+            except Exception as error:
+                self.absent[name] = self.failed[name] = _told(error)
+                self.reports[name] = LoadReport(unchecked=(self.failed[name],))
+                self._trouble[name] = ("failed", self.failed[name])
         self.loaded, self.template, self.waves = (checkpoint, dtype), opened.chat_template, opened.takes_waves
+
+    def status(self, name: str) -> tuple[str, str]:
+        """`ok`, `unavailable` or `failed` over all checkpoints so far, and why.
+
+        A subject is not ok if it loaded none, or could not load one that it supports.
+        """
+        if name in self._trouble:
+            return self._trouble[name]
+        if name in self.absent and name not in self._loaded_once:
+            return "unavailable", self.absent[name]
+        return "ok", ""
 
     def _check_room(self, checkpoint: Checkpoint, dtype: str) -> None:
         """Refuse what would end with the system killing workers. A GPU's memory is left to the engines."""
@@ -139,15 +161,24 @@ class Fleet:
             )
 
     def submit(self, case: Case, *, calibrates: bool = False) -> Flight:
-        """Draw a case's media once and hand it, and its probe, to every worker's queue."""
-        plain = self.request(case)
+        """Draw a case's media once and hand it, and its probe, to every worker's queue.
+
+        Where that fails for want of memory, each subject's outcome is `failed`.
+        """
+        try:
+            plain, broken = self.request(case), ""
+        except UserError:
+            raise
+        except Exception as error:
+            plain, broken = Request(case, "", "", self._place(case)), f"cannot draw its media: {_told(error)}"
         flight = Flight(plain, calibrates)
         anchored = calibrates and case.probe is not None and case.probe.kind == "batch"  # Once is enough.
         voters, beside = list(self.subjects), list(self.beside) if anchored or self.options.deep else []
         runs = [(name, False) for name in (*voters, *beside)] + [(name, True) for name in voters if case.probe]
         for name, probe in runs:
             arrays_path = f"{plain.arrays_path}.{name}{'.probe' * probe}"
-            flight.futures.append(self.ask(name, replace(plain, arrays_path=arrays_path, probe=probe)))
+            asked = replace(plain, arrays_path=arrays_path, probe=probe)
+            flight.futures.append(_done(_failed(name, asked, broken)) if broken else self.ask(name, asked))
         return flight
 
     def request(self, case: Case) -> Request:
@@ -155,7 +186,7 @@ class Fleet:
 
         Files are named by flight: the same case may be under way twice.
         """
-        place = str(self.scratch / f"{case.id}-{next(self._flights)}")
+        place = self._place(case)
         companion = case.probe.companion if case.probe else ()
         drawn = media_arrays(case.parts) | media_arrays(companion, "companion.")
         media_path = ""
@@ -166,11 +197,22 @@ class Fleet:
         words = texts(case, template, waves=self.waves)
         return Request(case, media_path=media_path, arrays_path=place, deep=self.options.deep, **words)
 
+    def _place(self, case: Case) -> str:
+        return str(self.scratch / f"{case.id}-{next(self._flights)}")
+
     def ask(self, name: str, request: Request) -> Future[Observation]:
         """Put a request into a worker's queue; an absent subject answers at once."""
+        if name in self.failed:
+            return _done(_failed(name, request, self.failed[name]))
         if name in self.absent:
             return _done(Observation(request.case.id, name, "unavailable", self.absent[name], probe=request.probe))
-        return self._executors[name].submit(self.workers[name].run, request)
+        return self._executors[name].submit(self._run, name, request)
+
+    def _run(self, name: str, request: Request) -> Observation:
+        try:
+            return self.workers[name].run(request)
+        except Exception as error:
+            return _failed(name, request, _told(error))
 
     def discard(self, request: Request) -> None:
         """Free the scratch space of a request and of what was made of it."""
@@ -216,6 +258,19 @@ def _scratch() -> Path:
         if owner.isdigit() and not Path("/proc", owner).exists():
             shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"harness-{os.getpid()}-", dir=place))
+
+
+def _told(error: Exception) -> str:
+    """An error of ours or of the machine, in words; where it was raised if it is none that we know."""
+    if isinstance(error, HarnessBug):
+        return str(error)
+    needed, where = want(error), traceback.extract_tb(error.__traceback__)
+    words = f"{type(error).__name__}: {error}"
+    return f"{needed}: {words}" if needed else f"{words} ({Path(where[-1].filename).name}:{where[-1].lineno})"
+
+
+def _failed(name: str, request: Request, why: str) -> Observation:
+    return Observation(request.case.id, name, "failed", why, error_signature(why), probe=request.probe)
 
 
 def _done(observation: Observation) -> Future[Observation]:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from harness import session
-from harness.errors import EngineUnavailable, UserError
+from harness.errors import EngineUnavailable, HarnessBug, UserError
 from harness.store import RunStore
 from harness.zoo import FEATURE_NAMES, NAMES
 
@@ -156,11 +156,12 @@ def watched(console: Console) -> Iterator[session.Watch]:
 
 def carry_out(kept: RunStore, plan: session.Plan, console: Console) -> None:
     """Run what a run has not run yet; Ctrl-C says how to go on."""
+    again = f"harness run --store {kept.path.parent} --resume {kept.run_id}"
     try:
         with watched(console) as watch:
             session.carry_out(kept, plan, watch)
     except KeyboardInterrupt:
-        console.print(
-            f"stopped; nothing finished is lost: harness run --store {kept.path.parent} --resume {kept.run_id}"
-        )
+        console.print(f"stopped; nothing finished is lost: {again}", soft_wrap=True)
         raise typer.Exit(130) from None
+    except HarnessBug as error:
+        raise HarnessBug(f"{error}: {again}") from error

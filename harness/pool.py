@@ -20,13 +20,16 @@ from typing import Any
 
 from harness.builds import held
 from harness.environments import Subject
-from harness.errors import EngineUnavailable, EngineUnsupported
+from harness.errors import EngineUnavailable, EngineUnsupported, HarnessBug
 from harness.schema import Counts, LoadReport, Observation, OutcomeKind, Request
 
 START_TIMEOUT_S = 300.0
 """Importing an engine from a cold disk takes a minute on a slow machine; more than this is a hang."""
 
 LOAD_ATTEMPTS = 2
+
+LAST_WORDS_S = 5.0
+"""A process that closed its pipe may take so long to end; one that does not is killed."""
 
 
 class WorkerGone(Exception):
@@ -109,6 +112,7 @@ class Worker:
         Raises:
             EngineUnavailable: the engine cannot start, or cannot load this checkpoint.
             EngineUnsupported: it has no such model at all.
+            HarnessBug: the machine had no room for it, or something killed it.
         """
         self.start()
         self._loaded = {"kind": "load", "checkpoint": str(checkpoint), **options}
@@ -117,10 +121,13 @@ class Worker:
                 reply = self._load_again()
             except WorkerGone as gone:
                 if attempt + 1 == LOAD_ATTEMPTS:
-                    raise EngineUnavailable(f"{self.subject.name} died loading {checkpoint.name}: {gone}") from gone
+                    died = HarnessBug if gone.outcome == "failed" else EngineUnavailable
+                    raise died(f"{self.subject.name} died loading {checkpoint.name}: {gone}") from gone
                 continue
             if "error" in reply:
-                kind = EngineUnsupported if reply.get("unsupported") else EngineUnavailable
+                kind: type[Exception] = EngineUnsupported if reply.get("unsupported") else EngineUnavailable
+                if reply.get("failed"):
+                    kind = HarnessBug
                 raise kind(f"{self.subject.name} cannot load {checkpoint.name}: {reply['error']}")
             load_s = reply.pop("load_s")
             return LoadReport(**{k: tuple(names) for k, names in reply.items()}, load_s=load_s)
@@ -138,7 +145,8 @@ class Worker:
             if self._process is None and self._loaded is not None:
                 reply = self._load_again()
                 if "error" in reply:
-                    return self._lost(request, "unavailable", str(reply["error"]), started)
+                    outcome: OutcomeKind = "failed" if reply.get("failed") else "unavailable"
+                    return self._lost(request, outcome, str(reply["error"]), started)
             return _observation(self._ask({"kind": "run", **dataclasses.asdict(request)}, self.timeout_s))
         except WorkerGone as gone:
             return self._lost(request, gone.outcome, str(gone), started)
@@ -186,6 +194,7 @@ class Worker:
         process = self._process
         assert process is not None
         assert process.stdin is not None
+        killed_before = _oom_kills()
         try:
             process.stdin.write(json.dumps(message).encode() + b"\n")
             process.stdin.flush()
@@ -199,7 +208,7 @@ class Worker:
             _kill(process)
             self.close()
             raise WorkerGone("timeout", f"no answer within {timeout_s:g} s; its process was killed")
-        raise WorkerGone("crashed", self._last_words())
+        raise self._last_words(killed_before)
 
     def _read_line(self, timeout_s: float) -> bytes | None:
         """One line; empty at the end of the stream, None when the time is up."""
@@ -218,17 +227,38 @@ class Worker:
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line
 
-    def _last_words(self) -> str:
-        """How the process ended, and the last line that it printed, where that is an error."""
+    def _last_words(self, killed_before: int) -> WorkerGone:
+        """How the process ended, and the last line that it printed, where that is an error.
+
+        No engine sends itself SIGKILL: the system does, for want of memory, or a person. Neither is a finding.
+        """
         process = self._process
-        if process is None:
-            return "its process was ended by the harness"
-        status = process.wait()
+        if process is None or self._ended:
+            return WorkerGone("failed", "its process was ended by the harness")
+        try:
+            status = process.wait(LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            self.close()
+            return WorkerGone("crashed", f"it closed its pipe and did not end within {LAST_WORDS_S:g} s")
         self.close()
+        if status == -signal.SIGKILL:
+            why = "out of memory: the system killed it" if _oom_kills() > killed_before else "killed from outside"
+            return WorkerGone("failed", f"its process was ended by SIGKILL ({why})")
         if status < 0:
-            return f"its process was ended by {signal.Signals(-status).name}"
+            return WorkerGone("crashed", f"its process was ended by {signal.Signals(-status).name}")
         printed = self.log_path.read_text(errors="replace").strip().splitlines() or ["(it printed nothing)"]
-        return f"its process ended with status {status}: {printed[-1][:500]}"
+        return WorkerGone("crashed", f"its process ended with status {status}: {printed[-1][:500]}")
+
+
+def _oom_kills() -> int:
+    """How many processes the system ended for want of memory so far, as far as it tells us."""
+    total = 0
+    for counters in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        with contextlib.suppress(OSError):
+            lines = (line.split() for line in Path(counters).read_text().splitlines())
+            total += sum(int(line[1]) for line in lines if line[0] == "oom_kill")
+    return total
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -380,6 +380,6 @@ def error_signature(text: str) -> str:
     """An error's last line with what differs between cases taken out: numbers, sums of them, paths, addresses."""
     last = text.strip().splitlines()[-1] if text.strip() else "no message"
     last = re.sub(r"0x[0-9a-fA-F]+", "ADDR", last)
-    last = re.sub(r"(/[\w.\-]+)+", "PATH", last)
+    last = re.sub(r"(?<!\w)(/[\w.\-]+)+", "PATH", last)  # Not the slash of "I/O".
     last = re.sub(r"\d+(\.\d+)?", "#", last)
     return re.sub(r"#( \+ #)+", "#", last)[:160]

@@ -25,7 +25,7 @@ from harness.errors import UserError
 from harness.fleet import Fleet, Options, fleet
 from harness.media import thumbnail
 from harness.schema import SCHEMA_VERSION, Capsule, Case, Continuation, Finding, Property
-from harness.store import RunStore, locked, read_capsule, validated, write_json
+from harness.store import RunStore, kept, locked, read_capsule, validated, write_json
 from harness.strategies import aims, shares, stratified
 from harness.zoo import FEATURE_NAMES, NAMES, ensure
 
@@ -179,15 +179,19 @@ def run_on(workers: Fleet, run: RunStore, plan: Plan, watch: Watch) -> None:
         for result in campaign.run(calibration.before(remaining, calibrations), calibrating):
             if result.case.id in calibrating:
                 if rows := calibrator.take(result):
-                    run.append({"noise": rows})
+                    with kept(run):
+                        run.append({"noise": rows})
                 continue
-            keeper.keep(result)
+            with kept(run):
+                keeper.keep(result)
             number += 1
             watch(Progress("case", number, total, result.case.model))
     finally:
-        _close_header(run, workers, campaign)
+        with kept(run):
+            _close_header(run, workers, campaign)
     if plan.calibrates and run.frame("comparisons").empty:
-        run.append({"comparisons": comparisons.of_run(run, plan.dtype, plan.device)})
+        with kept(run):
+            run.append({"comparisons": comparisons.of_run(run, plan.dtype, plan.device)})
 
 
 def _calibrations(run: RunStore, plan: Plan) -> dict[str, list[Case]]:
@@ -204,16 +208,14 @@ def _calibrations(run: RunStore, plan: Plan) -> dict[str, list[Case]]:
 
 
 def _close_header(run: RunStore, workers: Fleet, campaign: Campaign) -> None:
-    header = run.header()
-    subjects = {
-        name: {
-            "engine": subject.engine,
-            "version": workers.versions.get(name, {}),
-            "status": "unavailable" if name in workers.absent else "ok",
-            "reason": workers.absent.get(name, ""),
-        }
-        for name, subject in workers.subjects.items()
-    }
+    header, subjects = run.header(), {}
+    for name, subject in workers.subjects.items():
+        status, reason = workers.status(name)
+        before = header.get("subjects", {}).get(name, {})
+        if status == "ok" and before.get("status", "ok") != "ok":  # It is so of cases before a --resume.
+            status, reason = before["status"], before["reason"]
+        versions = workers.versions.get(name) or before.get("version", {})
+        subjects[name] = {"engine": subject.engine, "version": versions, "status": status, "reason": reason}
     if campaign.timing.engine_s or "timing" not in header:
         header |= {"timing": campaign.timing.as_dict(), "subjects": subjects}
     run.write_header(header)
@@ -230,8 +232,8 @@ class Keeper:
     def __init__(self, run: RunStore, plan: Plan, workers: Fleet) -> None:
         """Keep results of these workers in this run."""
         self.run, self.plan, self.workers = run, plan, workers
-        kept = (run.path / "capsules").glob("*.json")
-        self._smallest = {path.stem: _size(read_capsule(path).case) for path in kept}
+        capsules = (run.path / "capsules").glob("*.json")
+        self._smallest = {path.stem: _size(read_capsule(path).case) for path in capsules}
 
     def keep(self, result: Result) -> None:
         """Store one result. Examples first: a row must never point at a capsule that is not there."""
@@ -244,10 +246,10 @@ class Keeper:
 
     def _keep_example(self, finding: Finding, result: Result) -> None:
         capsule = capsule_of(finding, result.case, self.workers)
-        write_json(self.run.path / "capsules" / f"{finding.id}.json", capsule)
         self.run.write_arrays(result.case.id, result.arrays)
         for index, image in enumerate(result.case.images):
             thumbnail(image, THUMBNAIL_PX).save(self.run.path / "media" / f"{result.case.id}-{index}.png")
+        write_json(self.run.path / "capsules" / f"{finding.id}.json", capsule)
 
 
 def _size(case: Case) -> tuple[int, int, str]:

@@ -53,6 +53,10 @@ def run(console: Console, frames: Frames, document: dict[str, Any], stale: Seque
     absent = {name: s["reason"] for name, s in document["subjects"].items() if s["status"] != "ok"}
     for name, reason in absent.items():
         console.print(f"[yellow]{name} did not run:[/] {escape(reason)}")
+    for entry in document["failures"]:
+        _line(
+            console, f"[bold red]the harness or the machine failed,[/] {entry['times']} times: {escape(entry['what'])}"
+        )
     for name in stale:
         console.print(f"[yellow]deviation {name} no longer holds:[/] its cases ran and agreed; remove it")
     timing = document["timing"]

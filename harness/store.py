@@ -37,7 +37,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from harness.errors import UserError
+from harness.errors import HarnessBug, UserError, want
 from harness.schema import SCHEMA_VERSION, Capsule, Case
 
 DEFAULT_STORE = Path(".harness/store")
@@ -183,9 +183,34 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file whole or not at all."""
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
+    with _written_whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A place beside a file, which takes the file's place once it is written; nothing is left of a failed one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def kept(run: RunStore) -> Iterator[None]:
+    """Whatever is written into a run.
+
+    Raises:
+        HarnessBug: it cannot be; what is finished is there, and the message says so.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = want(error) or getattr(error, "strerror", None) or error
+        raise HarnessBug(f"cannot write to {run.path}: {why}; make room, and nothing finished is lost") from error
 
 
 @dataclass(frozen=True)
@@ -285,9 +310,13 @@ class RunStore:
     def _write_part(self, name: str, tables: Mapping[str, pa.Table]) -> None:
         beside = self.path / "parts" / f".{name}-{os.getpid()}"
         beside.mkdir()
-        for table, rows in tables.items():
-            pq.write_table(rows, beside / f"{table}.parquet")
-        beside.rename(self.path / "parts" / name)
+        try:
+            for table, rows in tables.items():
+                pq.write_table(rows, beside / f"{table}.parquet")
+            beside.rename(self.path / "parts" / name)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
 
     def _merge(self, last: int) -> None:
         """Put one part in the place of those up to `last` that are not merged yet."""
@@ -343,7 +372,8 @@ class RunStore:
 
     def write_arrays(self, case_id: str, arrays: Mapping[str, Any]) -> None:
         """Per-position arrays of an example."""
-        save_file(dict(arrays), self.path / "arrays" / f"{case_id}.safetensors")
+        with _written_whole(self.path / "arrays" / f"{case_id}.safetensors") as beside:
+            save_file(dict(arrays), beside)
 
     def read_arrays(self, case_id: str) -> dict[str, Any]:
         """Per-position arrays of an example; empty if none were kept.

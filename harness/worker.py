@@ -16,7 +16,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from harness.engines import create
 from harness.engines.base import Array, Engine, Recording, Rejected, Unsupported, give_back_memory
+from harness.errors import want
 from harness.schema import Observation, OutcomeKind, Request, case_of, error_signature
 
 
@@ -57,7 +59,7 @@ class Server:
             return {"error": str(error), "unsupported": True}
         except Exception as error:
             traceback.print_exc()
-            return {"error": f"{type(error).__name__}: {error}"}
+            return {"error": _words(error), "failed": bool(want(error))}
         give_back_memory()
         return dataclasses.asdict(dataclasses.replace(report, load_s=time.perf_counter() - started))
 
@@ -65,12 +67,17 @@ class Server:
         observation = Observation(request.case.id, self.subject, "ok", probe=request.probe)
         started = time.perf_counter()
         try:
-            recording = self._asked(request)(request, load_file(request.media_path) if request.media_path else {})
+            with _ours():
+                media = load_file(request.media_path) if request.media_path else {}
+            recording = self._asked(request)(request, media)
+            engine_s = time.perf_counter() - started
+            with _ours():
+                written = _written(recording, request.arrays_path)
         except Exception as error:
-            outcome = _OUTCOMES.get(type(error), "crashed")
-            if outcome == "crashed":
+            outcome = _outcome(error)
+            if outcome in ("crashed", "failed"):
                 traceback.print_exc()
-            text = f"{type(error).__name__}: {error}" if outcome == "crashed" else str(error)
+            text = _words(error)
             return dataclasses.replace(
                 observation,
                 outcome=outcome,
@@ -78,8 +85,7 @@ class Server:
                 signature=error_signature(text),
                 engine_s=time.perf_counter() - started,
             )
-        engine_s = time.perf_counter() - started
-        return dataclasses.replace(observation, engine_s=engine_s, **_written(recording, request.arrays_path))
+        return dataclasses.replace(observation, engine_s=engine_s, **written)
 
     def _asked(self, request: Request) -> Callable[[Request, Mapping[str, Array]], Recording]:
         """The engine's function for a request."""
@@ -91,7 +97,33 @@ class Server:
         return go_on
 
 
-_OUTCOMES: dict[type[Exception], OutcomeKind] = {Rejected: "rejected", Unsupported: "unavailable"}
+class Failed(Exception):
+    """Something of ours failed around the engine."""
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    """What the harness does itself: whatever breaks in here is no engine's."""
+    try:
+        yield
+    except Exception as error:
+        raise Failed(_words(error)) from error
+
+
+_OUTCOMES: dict[type[Exception], OutcomeKind] = {Rejected: "rejected", Unsupported: "unavailable", Failed: "failed"}
+
+
+def _outcome(error: Exception) -> OutcomeKind:
+    return _OUTCOMES.get(type(error), "failed" if want(error) else "crashed")
+
+
+def _words(error: Exception) -> str:
+    """An error in words: what the machine wanted for first, and the type where the words are not ours."""
+    if isinstance(error, (Rejected, Unsupported)):
+        return str(error)
+    told = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+    needed = "" if isinstance(error, Failed) else want(error)
+    return f"{needed}: {told}" if needed else told
 
 
 def _written(recording: Recording, path: str) -> dict[str, Any]:

@@ -174,6 +174,16 @@ def when(started: str) -> str:
         return started or "unknown"
 
 
+def failures(frames: Frames) -> list[tuple[str, int]]:
+    """What the harness or the machine failed at, most frequent first: outcomes, and comparators of ours."""
+    lost = frames.observations[frames.observations["outcome"] == "failed"]
+    words = lost["subject"] + " failed: " + lost["message"]
+    ours = frames.verdicts["reason"].fillna("").str.startswith("our comparator failed")
+    told = frames.verdicts[ours]
+    who = told["property"] + " of " + told["left"] + ", " + told["right"] + ": " + told["reason"]
+    return [(str(text), int(count)) for found in (words, who) for text, count in found.value_counts().items()]
+
+
 def document(frames: Frames) -> dict[str, Any]:
     """What `harness run --json` writes: docs/json.md lists the fields."""
     counted = frames.verdicts["verdict"].value_counts()
@@ -184,6 +194,7 @@ def document(frames: Frames) -> dict[str, Any]:
         "subjects": frames.header.get("subjects", {}),
         "verdicts": {name.replace(" ", "_"): int(counted.get(name, 0)) for name in VERDICTS},
         "findings": grouped_findings(frames),
+        "failures": [{"what": what, "times": times} for what, times in failures(frames)],
         "comparisons": [plain(row) for row in frames.comparisons.to_dict("records")],
         "timing": frames.header.get("timing", {}),
     }

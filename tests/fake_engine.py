@@ -19,7 +19,7 @@ HIDDEN = 80
 
 
 class FakeEngine:
-    """What it does to a request is written in the prompt: `crash`, `hang`, `raise`, `reject`, `noise`, `nan`."""
+    """What it does to a request is written in the prompt: `crash`, `hang`, `raise`, `reject`, `noise`, `starve` ..."""
 
     def versions(self) -> dict[str, str]:
         """Its only version."""
@@ -31,6 +31,8 @@ class FakeEngine:
             os._exit(3)
         if checkpoint.name == "refuses":
             raise RuntimeError("no such layer: 17")
+        if checkpoint.name == "starves":
+            raise MemoryError("no room for layer 3")
         if checkpoint.name == "lacks":
             raise Unsupported("a fake has no such model")
         return LoadReport()
@@ -55,6 +57,11 @@ class FakeEngine:
             time.sleep(3600)
         if "raise" in prompt:
             raise RuntimeError("index 289 is out of bounds at 0x7f00 in /some/where.py")
+        if "starve" in prompt:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 40000 bytes")
+        if "linger" in prompt:
+            os.closerange(3, 100)  # Its end of the pipe among them.
+            time.sleep(3600)
         if "reject" in prompt:
             raise Rejected("ValueError: 2 placeholders for 1 image")
         if "noise" in prompt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -11,10 +12,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from harness import cli, session
+from harness import fleet as fleet_module
 from harness.campaign import Campaign, Result
 from harness.checkpoint import Checkpoint, tensors
 from harness.environments import SUBJECTS, Subject
@@ -114,6 +120,93 @@ def test_a_subject_without_such_a_model_is_absent_once_and_nothing_broke(tmp_pat
     assert len(set(within)) == len(within)
 
 
+def linked(tmp_path: Path, *names: str) -> list[Case]:
+    """A case of each directory, by whose name a fake engine knows what to do."""
+    for name in names:
+        (tmp_path / name).symlink_to(locate("tiny-31b").resolve())
+    return [Case(str(tmp_path / name), (Part(text="one"),)) for name in names]
+
+
+@pytest.mark.parametrize("order", [("good", "refuses"), ("refuses", "good")])
+def test_a_model_that_a_subject_could_not_load_is_remembered(
+    workers: Fleet, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """Whichever came last: a subject is ok only if it loaded every model that it supports."""
+    list(Campaign(workers, Path).run(linked(tmp_path, *order)))
+    status, reason = workers.status("fake-a")
+    assert (status, "no such layer" in reason) == ("unavailable", True)
+
+
+@pytest.mark.parametrize(("names", "status"), [(("good", "lacks"), "ok"), (("lacks",), "unavailable")])
+def test_a_model_that_a_subject_lacks_counts_only_if_it_ran_none(
+    workers: Fleet, tmp_path: Path, names: tuple[str, ...], status: str
+) -> None:
+    """By its own word it has no such model, which is not comparable, and nothing broke."""
+    list(Campaign(workers, Path).run(linked(tmp_path, *names)))
+    assert workers.status("fake-a")[0] == status
+
+
+def test_want_of_memory_at_load_is_no_finding(tmp_path: Path) -> None:
+    """The machine failed: outcomes say so, P8 is not comparable, and the subject's status is `failed`."""
+    workers = Fleet(fakes()[:2], Options(timeout_s=2.0), tmp_path)
+    try:
+        (result,) = Campaign(workers, Path).run(linked(tmp_path, "starves"))
+    finally:
+        workers.close()
+    assert [o.outcome for o in result.observations] == ["failed"] * 2
+    assert result.findings == ()
+    assert workers.status("fake-a")[0] == "failed"
+
+
+def test_media_that_cannot_be_drawn_cost_their_case(workers: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where shared memory is full in the parent, the case is `failed` with the reason and the next one runs."""
+    write, full = save_file, [True]
+
+    def save(arrays: dict[str, Any], path: str) -> None:
+        if full.pop() if full else False:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        write(arrays, path)
+
+    monkeypatch.setattr(fleet_module, "save_file", save)
+    drawn = [Case("tiny-31b", (Part(text="one"), Part(image=ImageSpec(8, side)))) for side in (8, 9)]
+    lost, fine = Campaign(workers, locate).run(drawn)
+    assert {o.outcome for o in lost.observations} == {"failed"}
+    assert all("out of disk or of shared memory" in o.message for o in lost.observations)
+    assert lost.findings == ()
+    assert {o.outcome for o in fine.observations} == {"ok"}
+
+
+@pytest.mark.parametrize("broken", ["counts.check", "logprobs.check", "kl.diverge", "prompts.compare"])
+def test_a_comparator_that_raises_is_a_verdict(workers: Fleet, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Ours failed: not comparable with the error, no finding, the campaign goes on and other verdicts are there."""
+
+    def raises(*_: object) -> None:
+        raise KeyError("perturbed")
+
+    monkeypatch.setattr(f"harness.comparators.{broken}", raises)
+    first, second = run(workers, ["one", "two"])
+    for result in (first, second):
+        ours = [v for v in result.verdicts if v.reason.startswith("our comparator failed: KeyError")]
+        assert {v.verdict for v in ours} == {"not comparable"}
+        assert any(v.verdict == "agree" for v in result.verdicts)
+        assert result.rows["cases"]
+
+
+def test_what_breaks_while_judging_leaves_the_case_with_its_rows(
+    workers: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Suspects, deviations, rows: a case that they break on is kept, so that --resume does not meet it again."""
+
+    def raises(*_: object) -> None:
+        raise ValueError("no suspect")
+
+    monkeypatch.setattr("harness.campaign.findings", raises)
+    (result,) = run(workers, ["one"])
+    assert len(result.rows["cases"]) == 1
+    assert len(result.rows["observations"]) == 3
+    assert {v.reason.partition(" (")[0] for v in result.verdicts} == {"our comparator failed: ValueError: no suspect"}
+
+
 def test_weights_that_memory_has_no_room_for_are_refused_with_numbers(workers: Fleet) -> None:
     """Before an engine loads them, and no sooner than they do not fit: three workers, four bytes a number."""
     checkpoint = Checkpoint.open(locate("tiny-31b"))
@@ -127,7 +220,7 @@ def test_weights_that_memory_has_no_room_for_are_refused_with_numbers(workers: F
 
 
 def test_ten_kills_leave_every_case_with_one_outcome(workers: Fleet) -> None:
-    """Workers killed at random moments cost the cases that they held, which say `crashed`, and nothing else."""
+    """Workers killed at random moments cost the cases that they held, which say `failed`, and nothing else."""
     cases = [case(f"case {number}") for number in range(60)]
     killed, results = 0, []
     chance = random.Random(0)
@@ -140,8 +233,8 @@ def test_ten_kills_leave_every_case_with_one_outcome(workers: Fleet) -> None:
     assert [result.case.id for result in results] == [entry.id for entry in cases]
     outcomes = Counter(o.outcome for result in results for o in result.observations)
     assert sum(outcomes.values()) == 3 * len(cases)
-    assert set(outcomes) == {"ok", "crashed"}
-    assert 1 <= outcomes["crashed"] <= killed == 10
+    assert set(outcomes) == {"ok", "failed"}
+    assert 1 <= outcomes["failed"] <= killed == 10
 
 
 def test_what_a_killed_campaign_left_in_memory_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +301,54 @@ def test_a_named_subject_that_cannot_start_is_status_3(
         cli.main()
     assert ended.value.code == 3
     assert "No module named" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fake_subjects")
+@pytest.mark.parametrize("broken", ["comparator", "disk"])
+def test_failures_of_ours_are_status_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    """A comparator that raises, and a full disk, which ends the run with what to do and no traceback."""
+
+    def raises(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    places = {"comparator": "harness.comparators.counts.check", "disk": "pyarrow.parquet.write_table"}
+    monkeypatch.setattr(places[broken], raises)
+    options = ["--models", "tiny-31b", "--cases", "2", "--store", str(tmp_path), "--properties", "P1,P2"]
+    monkeypatch.setattr(sys, "argv", ["harness", "run", "--subjects", "fake-a,fake-b", *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 4
+    printed = capsys.readouterr()
+    words = "out of disk or of shared memory; make room" if broken == "disk" else "our comparator failed: OSError"
+    assert words in " ".join((printed.err + printed.out).split())
+    assert ("--resume" in printed.err) == (broken == "disk")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_cancelled_run_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """SIGTERM and SIGHUP end like Ctrl-C: a hint to go on, 128 + n, no worker, nothing in shared memory."""
+    script = (
+        "import sys; from harness import cli; from harness.environments import SUBJECTS, Subject\n"
+        f"SUBJECTS['fake'] = Subject('fake', {ENGINE!r}, sys.executable, {{'PYTHONPATH': {str(ROOT)!r}}})\n"
+        f"sys.argv = ['harness', 'run', '--subjects', 'fake', '--models', 'tiny-31b', '--cases', '400', "
+        f"'--properties', 'P1', '--store', {str(tmp_path / 'store')!r}]\ncli.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("store/*/parts/0*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [child.pid for child in psutil.Process(process.pid).children()]
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "--resume" in printed
+    assert workers
+    assert not any(psutil.pid_exists(pid) for pid in workers)
+    assert not list(Path("/dev/shm").glob(f"harness-{process.pid}-*"))  # noqa: S108
 
 
 @pytest.mark.usefixtures("fake_subjects")

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from harness import pool
 from harness.environments import Subject
-from harness.errors import EngineUnavailable
+from harness.errors import EngineUnavailable, HarnessBug
 from harness.pool import Worker
 from harness.schema import Case, Observation, Request
 
 ENGINE = "tests.fake_engine:FakeEngine"
 ROOT = Path(__file__).parent.parent
+KILLED = "its process was ended by SIGKILL (killed from outside)"
 
 
 @pytest.fixture(name="worker")
@@ -54,6 +56,7 @@ def test_a_good_request_is_observed(worker: Worker, tmp_path: Path) -> None:
         ("hang", "timeout", "no answer within 2 s"),
         ("raise", "crashed", "RuntimeError: index 289 is out of bounds"),
         ("reject", "rejected", "ValueError: 2 placeholders for 1 image"),
+        ("starve", "failed", "out of memory: RuntimeError: [enforce fail]"),
     ],
 )
 def test_every_failure_becomes_an_outcome_and_the_next_request_works(
@@ -88,20 +91,20 @@ def test_prints_of_an_engine_do_not_disturb_the_messages(worker: Worker, tmp_pat
 
 
 def test_a_worker_killed_while_it_waits_is_noticed(worker: Worker, tmp_path: Path) -> None:
-    """A process killed between two requests makes the next one `crashed` with the signal's name."""
+    """A process killed between two requests makes the next one `failed`, no finding, with the signal's name."""
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     killed = run(worker, "fine", tmp_path)
-    assert (killed.outcome, killed.message) == ("crashed", "its process was ended by SIGKILL")
+    assert (killed.outcome, killed.message) == ("failed", KILLED)
 
 
-def test_a_worker_killed_while_it_starts_again_is_a_crash(worker: Worker, tmp_path: Path) -> None:
+def test_a_worker_killed_while_it_starts_again_costs_one_case(worker: Worker, tmp_path: Path) -> None:
     """A second death, before the engine is up again, costs that case and no other."""
     run(worker, "crash", tmp_path)
     killed = threading.Timer(0.2, lambda: os.kill(worker.pid or 0, signal.SIGKILL))
     killed.start()
     observed = run(worker, "hang", tmp_path)
-    assert (observed.outcome, observed.message) == ("crashed", "its process was ended by SIGKILL")
+    assert (observed.outcome, observed.message) == ("failed", KILLED)
     assert run(worker, "fine", tmp_path).outcome == "ok"
 
 
@@ -110,7 +113,7 @@ def test_a_worker_killed_while_it_works_does_not_hang_the_harness(worker: Worker
     assert worker.pid is not None
     threading.Timer(0.3, os.kill, (worker.pid, signal.SIGKILL)).start()
     started = time.monotonic()
-    assert run(worker, "hang", tmp_path).outcome == "crashed"
+    assert run(worker, "hang", tmp_path).outcome == "failed"
     assert time.monotonic() - started < worker.timeout_s
 
 
@@ -121,6 +124,46 @@ def test_a_checkpoint_that_cannot_be_loaded_is_unavailable(tmp_path: Path, name:
     try:
         with pytest.raises(EngineUnavailable, match=words):
             worker.load(tmp_path / name, dtype="float32", device="cpu")
+    finally:
+        worker.close()
+
+
+def test_arrays_that_cannot_be_written_are_no_crash_of_the_engine(worker: Worker, tmp_path: Path) -> None:
+    """A place that is gone is `failed` in the words of whoever could not write."""
+    lost = worker.run(Request(Case("tiny-31b", ()), "fine", "", str(tmp_path / "gone" / "arrays")))
+    assert (lost.outcome, lost.digests) == ("failed", {})
+    assert "Error" in lost.message
+    assert run(worker, "fine", tmp_path).outcome == "ok"
+
+
+def test_a_worker_that_the_system_ended_says_out_of_memory(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel counts what it killed for want of memory; a SIGKILL beside such a count is told so."""
+    counted = iter([3, 4])
+    monkeypatch.setattr(pool, "_oom_kills", lambda: next(counted))
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    killed = run(worker, "fine", tmp_path)
+    assert (killed.outcome, "out of memory" in killed.message) == ("failed", True)
+
+
+def test_a_process_that_closes_its_pipe_and_lives_on_is_not_waited_for(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait for its status has a limit, behind which it is killed."""
+    monkeypatch.setattr(pool, "LAST_WORDS_S", 0.2)
+    observed = run(worker, "linger", tmp_path)
+    assert (observed.outcome, observed.message) == ("crashed", "it closed its pipe and did not end within 0.2 s")
+    assert run(worker, "fine", tmp_path).outcome == "ok"
+
+
+def test_want_of_memory_at_load_is_the_machines(tmp_path: Path) -> None:
+    """It is no word against the engine: neither `unavailable` nor a finding of P8."""
+    worker = make_worker(tmp_path)
+    try:
+        with pytest.raises(HarnessBug, match="out of memory: MemoryError"):
+            worker.load(tmp_path / "starves", dtype="float32", device="cpu")
     finally:
         worker.close()
 

@@ -6,7 +6,8 @@ control in tests/test_comparators.py, which must fail when its input is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from itertools import combinations
 
 from harness.comparators import (
@@ -21,10 +22,10 @@ from harness.comparators import (
     sequences,
     start_up,
 )
-from harness.comparators.base import Comparison, Context, Limits, Side, load_side, why
+from harness.comparators.base import Comparison, Context, Limits, Side, guarded, load_side, why
 from harness.schema import PROBES, Case, Property, Verdict
 
-__all__ = ["Comparison", "Context", "Limits", "Side", "compare", "load_side"]
+__all__ = ["Comparison", "Context", "Limits", "Side", "compare", "guarded", "load_side"]
 
 
 def compare(case: Case, observed: Sequence[Side], context: Context, properties: Collection[Property]) -> Comparison:
@@ -36,31 +37,44 @@ def compare(case: Case, observed: Sequence[Side], context: Context, properties: 
     sides = [side for side in observed if not side.observation.probe]
     comparison = Comparison(verdicts=list(outcomes.check_all(sides)))
     ran = [side for side in sides if side.observation.outcome == "ok"]
+    told = comparison.verdicts
+
+    def of_each(prop: Property, stage: str, check: Callable[[Side], Iterable[Verdict]]) -> None:
+        for side in sides:
+            told.extend(guarded(prop, stage, [(side.name, side.name)], partial(check, side)))
+
     if "P2" in properties:
-        comparison.verdicts += counts.check_rounding(case)
-        comparison.verdicts += [verdict for side in sides for verdict in counts.check(case, side, context)]
+        told += counts.check_rounding(case)
+        of_each("P2", "counts", lambda side: counts.check(case, side, context))
     if "P6" in properties:
-        comparison.verdicts += [logprobs.check(side, context) for side in sides]
-        kl.compare(ran, context, comparison)
+        of_each("P6", "logprobs", lambda side: [logprobs.check(side, context)])
+        pairs = [(left.name, right.name) for left, right in combinations(ran, 2)]
+        told += guarded("P6", "hidden", pairs, lambda: kl.compare(ran, context, comparison))
     if case.probe is not None and PROBES[case.probe.kind] in properties:
-        comparison.verdicts += _compare_probe(case, sides, [s for s in observed if s.observation.probe], context)
+        told += _compare_probe(case, sides, [s for s in observed if s.observation.probe], context)
     if "P10" in properties:
-        comparison.verdicts += [verdict for side in sides for verdict in sequences.check_video(case, side, context)]
+        of_each("P10", "frames", lambda side: sequences.check_video(case, side, context))
     if "P11" in properties:
-        comparison.verdicts += [verdict for side in sides for verdict in sequences.check_audio(case, side, context)]
+        of_each("P11", "frames", lambda side: sequences.check_audio(case, side, context))
     if "P12" in properties and case.dtype:
-        comparison.verdicts += [verdict for side in sides for verdict in precision.check(side)]
+        of_each("P12", "precision", precision.check)
     for left, right in combinations(sides, 2):
-        comparison.verdicts += _compare_pair(case, left, right, context, properties)
+        told += _compare_pair(case, left, right, context, properties)
     return comparison
 
 
 def _compare_probe(case: Case, sides: Sequence[Side], probed: Sequence[Side], context: Context) -> list[Verdict]:
     plain = {side.name: side for side in sides}
     assert case.probe is not None
-    if case.probe.kind == "tensor":
-        return list(start_up.check_tensor(plain, probed))
-    return [verdict for side in probed for verdict in probes.check(case, plain[side.name], side, context)]
+    kind = case.probe.kind
+    if kind == "tensor":
+        pairs = [(left.name, right.name) for left, right in combinations(probed, 2)]
+        return guarded("P8", kind, pairs, lambda: start_up.check_tensor(plain, probed))
+    made = [
+        guarded(PROBES[kind], kind, [(side.name,) * 2], partial(probes.check, case, plain[side.name], side, context))
+        for side in probed
+    ]
+    return [verdict for verdicts in made for verdict in verdicts]
 
 
 _PAIR_STAGES: tuple[tuple[Property, str], ...] = (
@@ -79,12 +93,14 @@ def _compare_pair(
     if absent:
         reason = ", ".join(absent)
         asked = [entry for entry in _PAIR_STAGES if entry[0] in properties]
-        stages = [e for e in asked if e[0] not in features.STAGES or features.media_of(case, e[0])]
-        return [Verdict(*stage, *pair, "not comparable", reason=reason) for stage in stages]
+        open_ = [e for e in asked if e[0] not in features.STAGES or features.media_of(case, e[0])]
+        return [Verdict(*stage, *pair, "not comparable", reason=reason) for stage in open_]
     verdicts: list[Verdict] = []
     if "P1" in properties:
-        verdicts += prompts.compare(left, right, context) + counts.compare(case, left, right)
-    for prop in features.STAGES:
+        verdicts += guarded("P1", "prompt_ids", [pair], lambda: prompts.compare(left, right, context))
+        verdicts += guarded("P1", "counts", [pair], lambda: counts.compare(case, left, right))
+    for prop, stages in features.STAGES.items():
         if prop in properties:
-            verdicts += features.compare(case, left, right, context, prop)
+            made = partial(features.compare, case, left, right, context, prop)
+            verdicts += guarded(prop, stages[-1], [pair], made)
     return verdicts

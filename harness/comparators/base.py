@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from harness.schema import Observation, Property, Verdict
@@ -33,8 +36,15 @@ class Side:
 
 
 def load_side(observation: Observation) -> Side:
-    """An observation with its arrays read back; none where the subject recorded none."""
-    return Side(observation, load_file(observation.arrays_path) if observation.arrays_path else {})
+    """An observation with its arrays read back; none where the subject recorded none.
+
+    One whose arrays are not there any more is `failed`: the subject wrote them.
+    """
+    try:
+        return Side(observation, load_file(observation.arrays_path) if observation.arrays_path else {})
+    except (OSError, SafetensorError, MemoryError) as error:
+        message = f"cannot read its arrays: {type(error).__name__}: {error}"
+        return Side(replace(observation, outcome="failed", message=message, counts=(), digests={}), {})
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,22 @@ class Comparison:
 def absent(prop: Property, stage: str, side: Side) -> Verdict:
     """What is said of a subject by itself that did not run: nothing, but counted."""
     return Verdict(prop, stage, side.name, side.name, "not comparable", reason=why(side))
+
+
+OUR_FAILURE = "our comparator failed"
+"""How the reason of a verdict starts that says so; the run is then told of loudly, with exit status 4."""
+
+
+def guarded(
+    prop: Property, stage: str, pairs: Iterable[tuple[str, str]], made: Callable[[], Iterable[Verdict]]
+) -> list[Verdict]:
+    """What a comparator says; where it raises, a verdict a pair that it could not, so that the campaign goes on."""
+    try:
+        return list(made())
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        return [Verdict(prop, stage, *pair, "not comparable", reason=f"{OUR_FAILURE}: {told}") for pair in pairs]
 
 
 def why(side: Side) -> str:

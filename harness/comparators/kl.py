@@ -64,8 +64,8 @@ def diverge(states: Sequence[Array], head: OutputHead, roles: tuple[str, ...]) -
     return divergences
 
 
-def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> None:
-    """Add a verdict at stage `hidden` for each pair: the largest KL of a position.
+def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> list[Verdict]:
+    """A verdict at stage `hidden` for each pair, the largest KL of a position; divergences go into the comparison.
 
     Only equal inputs compare: the same token ids, and pixels that differ by no more than their limit. Where they do,
     P1 or P7 has found it, and a KL would say how large that difference is, not whether the models agree.
@@ -83,7 +83,7 @@ def compare(sides: Sequence[Side], context: Context, comparison: Comparison) -> 
         for (left, right), divergence in found.items():
             if not _inputs_differ(group[left], group[right], context.limits):
                 comparison.divergences[group[left].name, group[right].name] = divergence
-    comparison.verdicts += [_verdict(*pair, context, comparison) for pair in combinations(sides, 2)]
+    return [_verdict(*pair, context, comparison) for pair in combinations(sides, 2)]
 
 
 def judged(kl: Floats, context: Context) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from harness.comparators.base import Array, Context, Side, judge
+from harness.comparators.base import Array, Context, Side, judge, lacking
 from harness.schema import Verdict
 from harness.spec import block_numbers, reached
 
@@ -32,10 +32,16 @@ ROUNDINGS = 4
 
 def check(plain: Side, probed: Side, context: Context) -> Iterator[Verdict]:
     """Verdicts of one subject at stages `visibility.too_much` and `visibility.too_little`."""
+    pair = plain.name, plain.name
+    missing = lacking("P3", "visibility", pair, (probed, "perturbed"))
+    rows = [len(side.arrays["hidden"]) for side in (plain, probed)]
+    if missing or rows != [len(plain.arrays["prompt_ids"])] * 2:
+        reason = f"{len(plain.arrays['prompt_ids'])} tokens, hidden states {rows[0]} plainly and {rows[1]} by probe"
+        yield missing or Verdict("P3", "visibility", *pair, "not comparable", reason=reason)
+        return
     ids, position = plain.arrays["prompt_ids"].tolist(), int(probed.arrays["perturbed"][0])
     expected = reached(position, block_numbers(ids, context.tokens), context.layers)
     change = relative_change(plain.arrays["hidden"], probed.arrays["hidden"])
-    pair = plain.name, plain.name
     too_much = np.flatnonzero((change > max(MOVED, context.limits.feature_relative)) & ~expected)
     reason = f"row {position} of {len(ids)} negated; {_words(too_much)} moved and may not see it"
     yield judge("P3", "visibility.too_much", pair, len(too_much), 0, "positions", reason)
