@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from harness.errors import UserError
 from harness.spec import LayerRule, MediaTokens
 
-_TYPES = ("gemma4", "gemma4_unified")
+_MODEL_TYPES = ("gemma4", "gemma4_unified")
 
 _NEEDED = ("tokenizer.json", "processor_config.json")
 """What every engine reads beside the config and the weights."""
@@ -108,11 +108,11 @@ class Checkpoint:
             kind = config.get("model_type")
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{directory} is no checkpoint: cannot read its config.json ({error})") from error
-        if kind not in _TYPES:
+        if kind not in _MODEL_TYPES:
             text_only = ": a text-only export, which lacks the towers" if kind == "gemma4_text" else ""
             raise UserError(
                 f"{directory} is no whole Gemma 4 checkpoint: its model_type is {kind!r} (found {kind}, "
-                f"wanted {' or '.join(_TYPES)}){text_only}"
+                f"wanted {' or '.join(_MODEL_TYPES)}){text_only}"
             )
         files = [*shards(directory), *(directory / name for name in _NEEDED)]
         missing = [path.name for path in files if not path.is_file()]

@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
+<<<<<<< HEAD
 from harness import cli
 from harness.options import listed_models
+=======
+from harness import cli, session
+>>>>>>> 439d401 (Tests of refused checkpoints, lost probe rows and signatures)
 from harness.store import runs
 from harness.zoo import FEATURE_NAMES, NAMES
 
@@ -139,6 +143,26 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path, no_checkpoint: Path, ca
     result = call("run", "--models", str(no_checkpoint), "--store", str(tmp_path / "store"))
     assert result.returncode == 2
     assert "model_type is 'llama'" in result.stderr
+
+
+@pytest.mark.parametrize("lacking", ["processor_config.json", "tokenizer.json"])
+def test_what_no_engine_could_load_is_refused_at_once(tmp_path: Path, call: Call, lacking: str) -> None:
+    """A file that every engine reads is missing: one line that names it, before anything starts or is written."""
+    whole = session.locate("tiny-31b")
+    for path in whole.iterdir():
+        if path.name != lacking:
+            (tmp_path / path.name).symlink_to(path.resolve())
+    result = call("run", "--models", str(tmp_path), "--store", str(tmp_path / "store"))
+    assert (result.returncode, (tmp_path / "store").exists()) == (2, False)
+    assert f"{lacking} missing" in result.stderr
+
+
+def test_a_text_only_export_is_refused_at_once(no_checkpoint: Path, call: Call) -> None:
+    """It is named by what was found and what was wanted."""
+    (no_checkpoint / "config.json").write_text('{"model_type": "gemma4_text"}')
+    result = call("run", "--models", str(no_checkpoint))
+    assert result.returncode == 2
+    assert "found gemma4_text, wanted gemma4 or gemma4_unified" in result.stderr
 
 
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path, call: Call) -> None:

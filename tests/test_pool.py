@@ -16,7 +16,7 @@ from harness import pool
 from harness.environments import Subject
 from harness.errors import EngineUnavailable, HarnessBug
 from harness.pool import Worker
-from harness.schema import Case, Observation, Request
+from harness.schema import Case, Observation, Request, error_signature
 
 ENGINE = "tests.fake_engine:FakeEngine"
 ROOT = Path(__file__).parent.parent
@@ -82,6 +82,18 @@ def test_only_a_lost_process_is_started_again(worker: Worker, tmp_path: Path) ->
 def test_signatures_do_not_depend_on_numbers_or_paths(worker: Worker, tmp_path: Path) -> None:
     """Two crashes of one cause have one signature."""
     assert run(worker, "raise", tmp_path).signature == "RuntimeError: index # is out of bounds at ADDR in PATH"
+
+
+@pytest.mark.parametrize(
+    ("text", "signature"),
+    [
+        ("I/O error: No such file (os error 2)", "I/O error: No such file (os error #)"),
+        ("cannot open '/tmp/a/b.py' and/or /x", "cannot open 'PATH' and/or PATH"),
+    ],
+)
+def test_a_slash_alone_makes_no_path(text: str, signature: str) -> None:
+    """Paths are taken out of a signature; words with a slash between them stay."""
+    assert error_signature(text) == signature
 
 
 def test_prints_of_an_engine_do_not_disturb_the_messages(worker: Worker, tmp_path: Path) -> None:

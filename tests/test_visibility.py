@@ -143,3 +143,15 @@ def test_blocks_are_runs_of_one_medium() -> None:
     tokens = context.tokens
     ids = [2, tokens.boi, tokens.video, tokens.video, tokens.image, tokens.eoi, tokens.image]
     assert block_numbers(ids, tokens).tolist() == [0, 0, 1, 1, 2, 0, 3]
+
+
+@pytest.mark.parametrize("lost", ["perturbed", "rows"])
+def test_a_probe_that_recorded_too_little_is_not_comparable(lost: str) -> None:
+    """Which row was negated, or some hidden states: nothing can be said of attention, and nothing breaks."""
+    plain, probed = sides("one-sliding-blocks", 12)
+    arrays = dict(probed.arrays)
+    arrays |= {"hidden": arrays["hidden"][:-1]} if lost == "rows" else {}
+    if lost == "perturbed":
+        del arrays["perturbed"]
+    (verdict,) = visibility.check(plain, replace(probed, arrays=arrays), model("one-sliding-blocks")[1])
+    assert (verdict.verdict, bool(verdict.reason)) == ("not comparable", True)
