@@ -11,12 +11,8 @@ from typing import Any
 
 import pytest
 
-<<<<<<< HEAD
-from harness import cli
-from harness.options import listed_models
-=======
 from harness import cli, session
->>>>>>> 439d401 (Tests of refused checkpoints, lost probe rows and signatures)
+from harness.options import listed_models
 from harness.store import runs
 from harness.zoo import FEATURE_NAMES, NAMES
 
