@@ -25,6 +25,9 @@ class HarnessBug(Exception):
     exit_status = 4
 
 
+TOUCHED = "its packages were changed"
+"""How the message of a worker starts whose environment was touched; it is then asked once more in a new process."""
+
 _WANT = {
     errno.ENOSPC: "out of disk or of shared memory",
     errno.EDQUOT: "out of disk quota",

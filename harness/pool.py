@@ -20,7 +20,7 @@ from typing import Any
 
 from harness.builds import held
 from harness.environments import Subject
-from harness.errors import EngineUnavailable, EngineUnsupported, HarnessBug
+from harness.errors import TOUCHED, EngineUnavailable, EngineUnsupported, HarnessBug
 from harness.schema import Counts, LoadReport, Observation, OutcomeKind, Request
 
 START_TIMEOUT_S = 300.0
@@ -124,6 +124,9 @@ class Worker:
                     died = HarnessBug if gone.outcome == "failed" else EngineUnavailable
                     raise died(f"{self.subject.name} died loading {checkpoint.name}: {gone}") from gone
                 continue
+            if reply.get("touched") and attempt + 1 < LOAD_ATTEMPTS:
+                self.close()
+                continue
             if "error" in reply:
                 kind: type[Exception] = EngineUnsupported if reply.get("unsupported") else EngineUnavailable
                 if reply.get("failed"):
@@ -139,7 +142,17 @@ class Worker:
         return self._ask(self._loaded, START_TIMEOUT_S)
 
     def run(self, request: Request) -> Observation:
-        """What the subject did with the request. Never raises for anything that an engine can do."""
+        """What the subject did with the request. Never raises for anything that an engine can do.
+
+        Where its packages were changed under it, it is asked once more, in a new process.
+        """
+        observed = self._run(request)
+        if observed.outcome == "failed" and observed.message.startswith(TOUCHED):
+            self.close()
+            observed = self._run(request)
+        return observed
+
+    def _run(self, request: Request) -> Observation:
         started = time.perf_counter()
         try:
             if self._process is None and self._loaded is not None:

@@ -16,8 +16,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,8 +26,11 @@ from safetensors.numpy import load_file, save_file
 
 from harness.engines import create
 from harness.engines.base import Array, Engine, Recording, Rejected, Unsupported, give_back_memory
-from harness.errors import want
+from harness.errors import TOUCHED, want
 from harness.schema import Observation, OutcomeKind, Request, case_of, error_signature
+
+_WHOLE_S = 20.0
+"""How long a package may take to be whole again."""
 
 
 def digest(array: Array) -> str:
@@ -41,6 +45,7 @@ class Server:
     def __init__(self, subject: str, engine: Engine) -> None:
         """Serve `engine` under the name `subject`."""
         self.subject, self.engine = subject, engine
+        self._packages = Packages(engine.versions())
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         """The reply to a message of kind `hello`, `load` or `run`."""
@@ -59,6 +64,8 @@ class Server:
             return {"error": str(error), "unsupported": True}
         except Exception as error:
             traceback.print_exc()
+            if touched := self._packages.touched(error):
+                return {"error": touched, "failed": True, "touched": True}
             return {"error": _words(error), "failed": bool(want(error))}
         give_back_memory()
         return dataclasses.asdict(dataclasses.replace(report, load_s=time.perf_counter() - started))
@@ -78,6 +85,8 @@ class Server:
             if outcome in ("crashed", "failed"):
                 traceback.print_exc()
             text = _words(error)
+            if touched := self._packages.touched(error):
+                outcome, text = "failed", touched
             return dataclasses.replace(
                 observation,
                 outcome=outcome,
@@ -95,6 +104,40 @@ class Server:
             raise Unsupported("this subject writes no continuation")
         go_on: Callable[[Request, Mapping[str, Array]], Recording] = self.engine.go_on
         return go_on
+
+
+class Packages:
+    """The engine's packages as they were when its process started: `uv sync` in another shell may take files away."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Look at the installed packages among these names."""
+        found = [(name, dist) for name in names for dist in metadata.distributions(name=name)]
+        self._files = {name: [Path(str(dist.locate_file(file))) for file in dist.files or ()] for name, dist in found}
+        self._before = {name: self._mark(name) for name in self._files}
+
+    def _mark(self, name: str) -> tuple[int, int] | None:
+        """What another installation changes, even one of the same files: the directory that lists them."""
+        lists = [path for path in self._files[name] if path.name == "RECORD"]
+        try:
+            found = lists[0].parent.stat()
+        except (OSError, IndexError):
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def touched(self, error: BaseException | None) -> str:
+        """Whose files were changed, if that is behind an error of files that are gone; waits until they are back."""
+        while not isinstance(error, (ImportError, FileNotFoundError)):
+            if error is None:
+                return ""
+            error = error.__cause__ or error.__context__
+        changed = [name for name, before in self._before.items() if self._mark(name) != before]
+        deadline = time.monotonic() + _WHOLE_S
+        while changed and time.monotonic() < deadline:
+            if all(path.exists() for name in changed for path in self._files[name] if path.suffix == ".py"):
+                break
+            time.sleep(0.2)
+        why = "was installed again under the run (uv run or uv sync in another shell?); leave its environment alone"
+        return f"{TOUCHED}: {', '.join(changed)} {why}: {type(error).__name__}: {error}" if changed else ""
 
 
 class Failed(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -66,6 +67,27 @@ class FakeEngine:
             raise Rejected("ValueError: 2 placeholders for 1 image")
         if "noise" in prompt:
             print("{not a message}")
+
+
+class Relinked(FakeEngine):
+    """A fake of package `relinked`, whose prompts have it installed again under the process: `once`, or `always`."""
+
+    def versions(self) -> dict[str, str]:
+        """That of the package."""
+        return {"relinked": "1"}
+
+    def run(self, request: Request, arrays: Mapping[str, Array]) -> Recording:
+        """Put the package in its own place once more, and miss a module of it."""
+        place = Path(str(metadata.distribution("relinked").locate_file("relinked-1.dist-info")))
+        done = place.with_name("done")
+        if request.prompt == "always" or not done.exists():
+            done.touch()
+            if request.prompt != "untouched":
+                place.rename(place.with_name("old"))
+                shutil.copytree(place.with_name("old"), place)
+                shutil.rmtree(place.with_name("old"))
+            raise ModuleNotFoundError("No module named 'relinked.tool'")
+        return super().run(request, arrays)
 
 
 class ByToolz(FakeEngine):

@@ -170,6 +170,31 @@ def test_a_process_that_closes_its_pipe_and_lives_on_is_not_waited_for(
     assert run(worker, "fine", tmp_path).outcome == "ok"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "outcome", "words"),
+    [
+        ("once", "ok", ""),
+        ("always", "failed", "relinked was installed again under the run"),
+        ("untouched", "crashed", "No module named 'relinked.tool'"),
+    ],
+)
+def test_packages_changed_under_a_worker_are_no_crash(tmp_path: Path, prompt: str, outcome: str, words: str) -> None:
+    """It is asked once more in a new process, then `failed`; a module that never was there is a crash as before."""
+    listed = tmp_path / "site" / "relinked-1.dist-info"
+    listed.mkdir(parents=True)
+    (listed / "METADATA").write_text("Metadata-Version: 2.1\nName: relinked\nVersion: 1\n")
+    (listed / "RECORD").write_text("relinked-1.dist-info/METADATA,,\nrelinked-1.dist-info/RECORD,,\n")
+    env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path / 'site'}"}
+    subject = Subject("fake", "tests.fake_engine:Relinked", sys.executable, env)
+    worker = Worker(subject, tmp_path / "fake.log", threads=1, timeout_s=30.0)
+    try:
+        worker.load(tmp_path, dtype="float32", device="cpu")
+        observed = run(worker, prompt, tmp_path)
+    finally:
+        worker.close()
+    assert (observed.outcome, words in observed.message) == (outcome, True)
+
+
 def test_want_of_memory_at_load_is_the_machines(tmp_path: Path) -> None:
     """It is no word against the engine: neither `unavailable` nor a finding of P8."""
     worker = make_worker(tmp_path)
