@@ -26,6 +26,20 @@ _OUTPUT_WEIGHTS = ("lm_head.weight", "model.language_model.embed_tokens.weight")
 """The output head; tied to the embeddings in every published checkpoint."""
 
 
+_LAYER_KINDS = ("sliding_attention", "full_attention")
+
+_TOKEN_KEYS = {
+    "boi": "boi_token_id",
+    "image": "image_token_id",
+    "eoi": "eoi_token_id",
+    "boa": "boa_token_id",
+    "audio": "audio_token_id",
+    "eoa": "eoa_token_index",
+    "video": "video_token_id",
+}
+"""Media token -> where config.json has its id."""
+
+
 def shards(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint, through its index where it has one."""
     index = directory / "model.safetensors.index.json"
@@ -89,6 +103,38 @@ def stored(directory: Path) -> Iterator[StoredTensor]:
                 yield StoredTensor(name, path, _TYPES[entry["dtype"]], tuple(entry["shape"]), offset)
 
 
+def _contradictions(config: dict[str, Any]) -> Iterator[str]:
+    """What in a config.json cannot be, of what the harness itself reads; each holds only if none before it does."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        yield f"text_config is {text!r}, not an object (a text-only export has none)"
+    else:
+        yield from _wrong_layers(text)
+        window, cap = text.get("sliding_window"), text.get("final_logit_softcapping")
+        if type(window) is not int or window < 1:
+            yield f"sliding_window is {window!r}, not a number of tokens"
+        if cap is not None and type(cap) not in (int, float):
+            yield f"final_logit_softcapping is {cap!r}, not a number or null"
+    for key in _TOKEN_KEYS.values():
+        if type(config.get(key, 0)) not in (int, type(None)):
+            yield f"{key} is {config[key]!r}, not a token id"
+
+
+def _wrong_layers(text: dict[str, Any]) -> Iterator[str]:
+    kinds, shared = text.get("layer_types"), text.get("num_kv_shared_layers", 0)
+    if not isinstance(kinds, list) or not kinds or not set(map(str, kinds)) <= {*_LAYER_KINDS}:
+        yield f"layer_types is {kinds!r}, not a list of {' and '.join(_LAYER_KINDS)}"
+        return
+    if text.get("num_hidden_layers", len(kinds)) != len(kinds):
+        yield f"num_hidden_layers is {text['num_hidden_layers']!r}, and layer_types has {len(kinds)} of them"
+    if type(shared) is not int or not 0 <= shared <= len(kinds):
+        yield f"num_kv_shared_layers is {shared!r}, not 0 to {len(kinds)}"
+        return
+    own = len(kinds) - shared
+    if orphans := {*kinds[own:]} - {*kinds[:own]}:
+        yield f"num_kv_shared_layers is {shared}, which leaves {min(orphans)} no layer to take keys and values from"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A directory that was found to hold a Gemma 4 checkpoint."""
@@ -114,7 +160,12 @@ class Checkpoint:
                 f"{directory} is no whole Gemma 4 checkpoint: its model_type is {kind!r} (found {kind}, "
                 f"wanted {' or '.join(_MODEL_TYPES)}){text_only}"
             )
-        files = [*shards(directory), *(directory / name for name in _NEEDED)]
+        if wrong := next(_contradictions(config), ""):
+            raise UserError(f"{directory}/config.json contradicts itself: {wrong}; compare it with the published one")
+        try:
+            files = [*shards(directory), *(directory / name for name in _NEEDED)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{directory} is no checkpoint: cannot read its index of shards ({error!r})") from error
         missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise UserError(f"{directory} is no complete checkpoint: {', '.join(missing)} missing")
@@ -134,16 +185,8 @@ class Checkpoint:
     @cached_property
     def media_tokens(self) -> MediaTokens:
         """The ids that frame and fill media in this checkpoint's vocabulary; -1 for a medium that it lacks."""
-        names = {
-            "boi": "boi_token_id",
-            "image": "image_token_id",
-            "eoi": "eoi_token_id",
-            "boa": "boa_token_id",
-            "audio": "audio_token_id",
-            "eoa": "eoa_token_index",
-            "video": "video_token_id",
-        }
-        return MediaTokens(**{name: self.config.get(key, -1) for name, key in names.items()})
+        found = {name: self.config.get(key) for name, key in _TOKEN_KEYS.items()}
+        return MediaTokens(**{name: -1 if token is None else token for name, token in found.items()})
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -161,6 +161,34 @@ def test_a_text_only_export_is_refused_at_once(no_checkpoint: Path, call: Call) 
     assert "found gemma4_text, wanted gemma4 or gemma4_unified" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_kv_shared_layers", 10),
+        ("num_kv_shared_layers", "5"),
+        ("layer_types", ["full_attention"]),
+        ("layer_types", 7),
+        ("sliding_window", 2.5),
+        ("final_logit_softcapping", "30"),
+        ("text_config", None),
+        ("image_token_id", "<|image|>"),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_one_line(tmp_path: Path, field: str, value: object, call: Call) -> None:
+    """What cannot be in a config.json is named in one line, before any engine starts."""
+    for path in session.locate("tiny-e2b").iterdir():
+        (tmp_path / path.name).symlink_to(path.resolve())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config if field in config else config["text_config"])[field] = value
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = call("run", "--models", str(tmp_path), "--store", str(tmp_path / "store"))
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert "contradicts itself" in line
+    assert field in line
+
+
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path, call: Call) -> None:
     """A store below a file cannot exist: one line, status 2."""
     (tmp_path / "file").write_text("in the way")

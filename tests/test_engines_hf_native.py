@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from harness.checkpoint import Checkpoint, tensors
 from harness.comparators import Context, Limits, Side, probes
@@ -23,6 +24,7 @@ from harness.native import Gemma4
 from harness.render import messages, texts
 from harness.schema import AudioSpec, Case, ImageSpec, Observation, Part, Probe, ProbeKind, Request, VideoSpec
 from harness.session import locate
+from harness.zoo import NAMES
 
 IMAGE = Part(image=ImageSpec(2, 80, "LA", orientation=6))
 VIDEO = Part(video=VideoSpec(2, 60, 3, fps=2.0, indices=(3, 130)))
@@ -158,6 +160,36 @@ def test_a_changed_tensor_moves_the_output_once(engine: Any, monkeypatch: pytest
     module = __import__(type(engine).__module__, fromlist=["with_changed_tensor"])
     monkeypatch.setattr(module, "with_changed_tensor", lambda checkpoint, _at, _directory: checkpoint)
     assert np.array_equal(record(engine, case, probe=True).arrays["hidden"], plain)
+
+
+def test_the_true_weights_come_back_when_the_changed_ones_cannot_be_loaded(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A probe whose changed checkpoint cannot be loaded raises, and the next run has the true weights."""
+    plain = record(engine, CASE).arrays["hidden"]
+    module = __import__(type(engine).__module__, fromlist=["with_changed_tensor"])
+    monkeypatch.setattr(module, "with_changed_tensor", lambda *_: tmp_path)
+    with pytest.raises((OSError, ValueError), match=str(tmp_path)):
+        record(engine, replace(CASE, probe=Probe("tensor", 0)), probe=True)
+    assert np.array_equal(record(engine, CASE).arrays["hidden"], plain)
+
+
+@pytest.mark.parametrize("model", [*NAMES, "one-shared-kv", "one-head-size"])
+def test_what_transformers_saved_is_the_same_model(model: str, tmp_path: Path) -> None:
+    """A checkpoint as transformers saves it, in shards, gives in hf and native what the published form gives."""
+    saved = AutoModelForImageTextToText.from_pretrained(locate(model), dtype=torch.bfloat16)
+    saved.save_pretrained(tmp_path, max_shard_size="2MB")
+    AutoProcessor.from_pretrained(locate(model)).save_pretrained(tmp_path)
+    case = replace(CASE, model=model)
+    for name in ("hf", "native"):
+        engine = _loaded(name, model)
+        published = record(engine, case).arrays["hidden"]
+        report = engine.load(tmp_path, dtype="float32", device="cpu", audit=True)
+        assert (report.missing, report.unexpected, report.reinitialised) == ((), (), ())
+        assert np.array_equal(record(engine, case).arrays["hidden"], published)
+    assert [rule.donor for rule in Checkpoint.open(tmp_path).layers] == [
+        rule.donor for rule in Checkpoint.open(locate(model)).layers
+    ]
 
 
 def test_one_tensor_changes_in_the_copy(tmp_path: Path) -> None:

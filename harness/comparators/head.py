@@ -38,7 +38,7 @@ class OutputHead:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> OutputHead:
         """The head of a checkpoint."""
-        return cls(checkpoint.output_weight(), checkpoint.config["text_config"]["final_logit_softcapping"])
+        return cls(checkpoint.output_weight(), checkpoint.config["text_config"].get("final_logit_softcapping"))
 
     def products(self, states: Tensor, weights: Sequence[Tensor]) -> Iterator[Tensor]:
         """Uncapped logits (rows, chunk) of (rows, hidden), in float64, chunk by chunk of the vocabulary.

@@ -1,7 +1,8 @@
 """What config.json and processor_config.json say, as frozen dataclasses with every layer's shape worked out.
 
-Only the published layout is read. A field that is absent, of the wrong type, or set to something that no
-published Gemma 4 has is an error that names the field: a guess here would show up later as a wrong logit.
+The published layout is read, and what transformers writes since 5.15, which differs in a few fields. A field that is
+absent, of the wrong type, or set to something that no published Gemma 4 has is an error that names the field: a guess
+here would show up later as a wrong logit.
 """
 
 from __future__ import annotations
@@ -194,18 +195,35 @@ def _layers(text: Section) -> tuple[LayerShape, ...]:
 def _layer(text: Section, index: int, kind: str, donor: int | None) -> LayerShape:
     full = kind == FULL
     value_is_key = full and text.flag("attention_k_eq_v")
-    global_kv_heads = text.optional_integer("num_global_key_value_heads") if value_is_key else None
     doubled = donor is not None and text.flag("use_double_wide_mlp")
+    if "per_layer_config" in text.values:
+        own = _overridden(text, index)
+        head_dim, kv_heads = own.integer("head_dim"), own.integer("num_key_value_heads")
+    else:
+        global_kv_heads = text.optional_integer("num_global_key_value_heads") if value_is_key else None
+        head_dim = text.integer("global_head_dim" if full else "head_dim")
+        kv_heads = global_kv_heads or text.integer("num_key_value_heads")
     return LayerShape(
         index=index,
         kind=kind,
         heads=text.integer("num_attention_heads"),
-        kv_heads=global_kv_heads or text.integer("num_key_value_heads"),
-        head_dim=text.integer("global_head_dim" if full else "head_dim"),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         mlp_width=text.integer("intermediate_size") * (2 if doubled else 1),
         value_is_key=value_is_key,
         donor=donor,
     )
+
+
+def _overridden(text: Section, index: int) -> Section:
+    """The text section with what `per_layer_config` says of one layer, where transformers puts all that differs."""
+    sections = text.section("per_layer_config")
+    own = next((sections.section(key) for key in sections.values if key.isdigit() and int(key) == index), None)
+    if own is None:
+        return text
+    if unknown := own.values.keys() - {"head_dim", "num_key_value_heads"}:
+        raise own.fail(min(unknown), "head_dim and num_key_value_heads alone")
+    return Section(own.path, {**text.values, **own.values})
 
 
 def _rope(rope: Section, kind: str) -> Rope:
@@ -240,10 +258,14 @@ def _tower(vision: Section) -> TowerConfig:
 
 
 def _unified(vision: Section) -> UnifiedConfig:
-    vision.only("model_patch_size", 48)
+    patch_px = vision.integer("patch_size") * vision.integer("pooling_kernel_size")
+    if "model_patch_size" in vision.values:  # Not written by transformers, which works it out.
+        vision.only("model_patch_size", patch_px)
+    if patch_px != 48:
+        raise vision.fail("patch_size", "16, with a pooling_kernel_size of 3")
     return UnifiedConfig(
         width=vision.integer("mm_embed_dim"),
-        patch_px=vision.integer("model_patch_size"),
+        patch_px=patch_px,
         position_rows=vision.integer("mm_posemb_size"),
         eps=vision.number("rms_norm_eps"),
     )

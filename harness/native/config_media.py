@@ -99,9 +99,10 @@ def read_pixel_scale(processor: Section) -> float:
 
 
 def _waveform(audio: Section, front_end: Section) -> WaveformConfig:
-    samples = audio.integer("audio_samples_per_token")
+    samples = audio.integer("audio_embed_dim")
     front_end.only("audio_samples_per_token", samples)
-    audio.only("audio_embed_dim", samples)
+    if "audio_samples_per_token" in audio.values:  # Not written by transformers, which has one name for both.
+        audio.only("audio_samples_per_token", samples)
     return WaveformConfig(samples, audio.number("rms_norm_eps"))
 
 
