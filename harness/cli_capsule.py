@@ -16,7 +16,7 @@ from harness import bisect as bisecting
 from harness import explain as explaining
 from harness import export as exporting
 from harness import hunt, show
-from harness.errors import UserError
+from harness.errors import HarnessBug, UserError
 from harness.media import thumbnail
 from harness.options import StoreOption, built, chosen_subjects, progress, writable
 from harness.replay import Replayed, Target, target, warm
@@ -38,7 +38,8 @@ def replay(
 ) -> None:
     """Run findings again: FIXED, FAILED or NOT COMPARABLE for each capsule.
 
-    Exit status 1 if one is not known to be fixed, else 2 if a file could not be read; the others run all the same.
+    Exit status 1 if one is not known to be fixed, else 4 if the harness or the machine failed on one, else 2 if a file
+    could not be read; the others run all the same.
     """
     console = Console(stderr=json_output)
     names = chosen_subjects(subjects, console)
@@ -54,7 +55,9 @@ def replay(
                 bar.update(task, description=entry.name, advance=1)
     if json_output:
         print(json.dumps(plain([*done, *unreadable]), indent=1))
-    raise typer.Exit(1 if any(entry.failed for entry in done) else UserError.exit_status if unreadable else 0)
+    ours = HarnessBug.exit_status if any(entry.ours for entry in done) else 0
+    unread = UserError.exit_status if unreadable else 0
+    raise typer.Exit(1 if any(entry.failed for entry in done) else ours or unread)
 
 
 def _readable(names: Sequence[str], store: Path) -> tuple[list[Target], list[dict[str, str]]]:

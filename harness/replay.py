@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from harness.calibration import beside
 from harness.campaign import Campaign, Result
-from harness.comparators import Limits
+from harness.comparators import Limits, is_ours
 from harness.deviations import load_deviations
 from harness.environments import known_subjects, resolve
 from harness.fleet import Options, fleet
@@ -93,13 +93,15 @@ class Replayed:
     status: Literal["FIXED", "FAILED", "NOT COMPARABLE", "NO FINDING", "FINDINGS"]
     detail: str
     findings: tuple[Finding, ...]
+    ours: bool = False
+    """The harness or the machine failed on it, and not known otherwise what became of it."""
 
     @property
     def failed(self) -> bool:
         """Still there, or not known to be gone. A known deviation of a case without a capsule is no failure."""
         if self.status == "FINDINGS":
             return any(not finding.deviation for finding in self.findings)
-        return self.status in ("FAILED", "NOT COMPARABLE")
+        return self.status in ("FAILED", "NOT COMPARABLE") and not self.ours
 
 
 def replay(targets: Sequence[Target], subjects: Sequence[str] = ()) -> Iterator[Replayed]:
@@ -116,7 +118,9 @@ def replay(targets: Sequence[Target], subjects: Sequence[str] = ()) -> Iterator[
         chosen = list(group)
         with warm(chosen, names) as campaign:
             for entry, result in zip(chosen, campaign.run(map(as_measured, chosen)), strict=True):
-                yield replayed(entry, result)
+                answer, broken = replayed(entry, result), any(map(is_ours, result.verdicts))
+                broken |= any(observation.outcome == "failed" for observation in result.observations)
+                yield replace(answer, ours=broken and answer.status in ("NOT COMPARABLE", "NO FINDING"))
 
 
 def as_measured(entry: Target) -> Case:

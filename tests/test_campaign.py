@@ -26,9 +26,9 @@ from harness.checkpoint import Checkpoint, tensors
 from harness.environments import SUBJECTS, Subject
 from harness.errors import UserError
 from harness.fleet import Fleet, Options
-from harness.schema import Case, ImageSpec, Part, Probe
+from harness.schema import SCHEMA_VERSION, Capsule, Case, Finding, ImageSpec, Part, Probe
 from harness.session import Plan, carry_out, locate
-from harness.store import RunStore, read_capsule
+from harness.store import RunStore, read_capsule, write_json
 from reports.frames import document, load_run
 
 ROOT = Path(__file__).parent.parent
@@ -324,6 +324,25 @@ def test_failures_of_ours_are_status_4(
     words = "out of disk or of shared memory; make room" if broken == "disk" else "our comparator failed: OSError"
     assert words in " ".join((printed.err + printed.out).split())
     assert ("--resume" in printed.err) == (broken == "disk")
+
+
+@pytest.mark.usefixtures("fake_subjects")
+def test_a_replay_on_which_the_machine_failed_is_status_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is neither fixed nor still there: two capsules of one case, on which memory runs out."""
+    found = Finding(
+        "1", "P1/outcome/fake-a/x", "P1", "outcome", NAMES[:1], NAMES[0], "tiny-31b", "", None, None, "", ""
+    )
+    paths = [str(tmp_path / f"{name}.json") for name in "ab"]
+    for path in paths:
+        described = {name: {"engine": ENGINE} for name in NAMES[:2]}
+        write_json(Path(path), Capsule(SCHEMA_VERSION, found, case("starve"), described, "float32", "cpu"))
+    monkeypatch.setattr(sys, "argv", ["harness", "replay", *paths, "--subjects", "fake-a,fake-b"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 4
+    assert capsys.readouterr().out.count("NOT COMPARABLE") == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

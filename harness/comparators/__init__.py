@@ -22,10 +22,10 @@ from harness.comparators import (
     sequences,
     start_up,
 )
-from harness.comparators.base import Comparison, Context, Limits, Side, guarded, load_side, why
+from harness.comparators.base import Comparison, Context, Limits, Side, guarded, is_ours, load_side, why
 from harness.schema import PROBES, Case, Property, Verdict
 
-__all__ = ["Comparison", "Context", "Limits", "Side", "compare", "guarded", "load_side"]
+__all__ = ["Comparison", "Context", "Limits", "Side", "compare", "guarded", "is_ours", "load_side"]
 
 
 def compare(case: Case, observed: Sequence[Side], context: Context, properties: Collection[Property]) -> Comparison:

@@ -128,6 +128,11 @@ def guarded(
         return [Verdict(prop, stage, *pair, "not comparable", reason=f"{OUR_FAILURE}: {told}") for pair in pairs]
 
 
+def is_ours(verdict: Verdict) -> bool:
+    """Whether it says that a comparator of ours failed."""
+    return verdict.reason.startswith(OUR_FAILURE)
+
+
 def why(side: Side) -> str:
     """Why a subject has no result: in full where the harness failed, since no other verdict tells it."""
     told = f"{side.name} {side.observation.outcome}"
