@@ -85,10 +85,12 @@ def _require(suite: Suite) -> Require:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     """A test that met only known deviations is an expected failure, and one that could compare nothing is skipped."""
-    result = yield
-    suite = pyfuncitem.config.stash.get(_SUITE, None)
-    explained = suite.take_explained() if suite else []
-    uncompared = suite.take_uncompared() if suite else ""
+    try:
+        result = yield
+    finally:  # What a test leaves behind is its own, whatever became of it.
+        suite = pyfuncitem.config.stash.get(_SUITE, None)
+        explained = suite.take_explained() if suite else []
+        uncompared = suite.take_uncompared() if suite else ""
     if explained:
         pytest.xfail(f"known: {', '.join(sorted({finding.deviation for finding in explained}))}")
     if uncompared:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from harness.checkpoint import Checkpoint
+from harness.checkpoint import Checkpoint, Feature
 from harness.comparators import Comparison, Context, Limits, Side, compare, generation, guarded, load_side
 from harness.comparators.generation import Round
 from harness.comparators.kl import OutputHead
@@ -86,6 +86,8 @@ class Campaign:
         """Model, compute type -> the largest KL in nats that counts as agreement, where it is known better."""
         self._context: Context | None = None
         self._loaded: list[Verdict] = []
+        self.features: frozenset[Feature] = frozenset()
+        """Of the model that is loaded."""
 
     @property
     def context(self) -> Context:
@@ -130,6 +132,7 @@ class Campaign:
         audit = "P8" in self.workers.options.properties
         self._context = None
         self.workers.load(directory, dtype, audit=audit)
+        self.features = checkpoint.features
         voters = self.workers.subjects
         reports = {name: report for name, report in self.workers.reports.items() if name in voters}
         refused = {name: words for name, words in self.workers.refused.items() if name in voters}
@@ -199,6 +202,6 @@ class Campaign:
         engines = {name: subject.engine for name, subject in self.workers.subjects.items()}
         judged = findings(case, comparison.verdicts, engines)
         ran, device = self.workers.described, self.workers.options.device
-        found = tuple(explain(finding, case, self.deviations, ran, device) for finding in judged)
+        found = tuple(explain(finding, case, self.deviations, ran, device, self.features) for finding in judged)
         rows, arrays = rows_of(case, sides, comparison, found)
         return replace(result, verdicts=tuple(comparison.verdicts), findings=found, rows=rows, arrays=arrays)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -38,6 +38,9 @@ _TOKEN_KEYS = {
     "video": "video_token_id",
 }
 """Media token -> where config.json has its id."""
+
+Feature = Literal["unified", "log-mel-audio", "sliding-vision-blocks", "experts", "shared-kv", "suppressed-tokens"]
+"""What a checkpoint has: sound as waves, or a tower of sound; image blocks in sliding layers that do something."""
 
 
 def shards(directory: Path) -> list[Path]:
@@ -181,6 +184,25 @@ class Checkpoint:
     def takes_waves(self) -> bool:
         """Whether sound enters as it is, 640 samples a soft token, as in the 12B; elsewhere it enters as log-mel."""
         return bool(self.config["model_type"] == "gemma4_unified")
+
+    @cached_property
+    def features(self) -> frozenset[Feature]:
+        """What its config says that it has, by which known causes are told apart."""
+        text = self.config["text_config"]
+        try:
+            generation = json.loads((self.path / "generation_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # A checkpoint need not have one.
+            generation = {}
+        sliding = any(rule.blocks and rule.window and not rule.silent for rule in self.layers)
+        holds: dict[Feature, bool] = {
+            "unified": self.takes_waves,
+            "log-mel-audio": bool(self.config.get("audio_config")) and not self.takes_waves,
+            "sliding-vision-blocks": sliding,
+            "experts": bool(text.get("enable_moe_block")),
+            "shared-kv": bool(text.get("num_kv_shared_layers")),
+            "suppressed-tokens": bool(generation.get("suppress_tokens")),
+        }
+        return frozenset(feature for feature, held in holds.items() if held)
 
     @cached_property
     def media_tokens(self) -> MediaTokens:

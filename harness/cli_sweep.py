@@ -12,6 +12,7 @@ from rich.console import Console
 from harness import session, show
 from harness import sweep as sweeping
 from harness.builds import ready
+from harness.checkpoint import Checkpoint
 from harness.environments import resolve
 from harness.options import available, destination, listed, one_of, progress, writable
 from harness.spec import SOFT_TOKEN_BUDGETS
@@ -39,6 +40,7 @@ def sweep(
     names = listed("--subjects", subjects)
     available(names, console)
     chosen = [ready(subject) for subject in resolve(names)]
+    directory = session.locate(model)
     with progress(console) as bar:
         tasks: dict[str, Any] = {}
 
@@ -47,8 +49,8 @@ def sweep(
                 tasks[name] = bar.add_task(name)
             bar.update(tasks[name], completed=done, total=total)
 
-        swept = sweeping.sweep(chosen, session.locate(model), budgets, max_side, samples, watch)
-    deviations = sweeping.explained(swept, model)
+        swept = sweeping.sweep(chosen, directory, budgets, max_side, samples, watch)
+    deviations = sweeping.explained(swept, Checkpoint.open(directory))
     writable(lambda: sweeping.keep(swept, deviations, out), str(out))
     show.sweep(console, swept, deviations, out)
     document = sweeping.document(swept, deviations)

@@ -8,15 +8,17 @@ engine: what is known of an engine at a release is known of every subject that r
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import TypeAdapter, ValidationError
 
+from harness.checkpoint import Feature
 from harness.comparators.suspects import UNDECIDED
 from harness.errors import UserError
 from harness.schema import PROBES, Case, Finding
@@ -40,6 +42,9 @@ _SHORT_SAMPLES = 128
 class Deviation:
     """One known cause. `versions` maps package names to version ranges; `models` and `signatures` are glob patterns.
 
+    `has` are features of the checkpoint, whatever it is called, and `requires` traits of the case; `models` is for a
+    cause that is of one file.
+
     `always` says that it shows in every case that it applies to, so that its absence means that it went away.
     """
 
@@ -48,13 +53,14 @@ class Deviation:
     link: str
     always: bool = True
     models: tuple[str, ...] = ("*",)
+    has: tuple[Feature, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     device: str = "*"
     requires: tuple[Trait, ...] = ()
     name: str = ""
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def explains(self, finding: Finding, case: Case, ran: Ran, device: str) -> bool:
+    def explains(self, finding: Finding, case: Case, ran: Ran, device: str, features: Collection[Feature]) -> bool:
         """Whether this is the known cause of a finding of those subjects on that device.
 
         The versions of the suspect count, which may be every subject of an engine; of an undecided finding, those of
@@ -62,14 +68,32 @@ class Deviation:
         """
         return any(
             any(fnmatchcase(signature, pattern) for pattern in self.signatures)
-            and any(self.applies(case, versions, device) for versions in ([ran[name] for name in blamed] or [{}]))
+            and any(
+                self.applies(case, versions, device, features) for versions in ([ran[name] for name in blamed] or [{}])
+            )
             for signature, blamed in _readings(finding, ran)
         )
 
-    def applies(self, case: Case, versions: Mapping[str, str], device: str) -> bool:
-        """Whether the cause would show in this case, with those package versions on that device."""
+    def tried(
+        self, case: Case, judged: Collection[Judged], ran: Ran, device: str, features: Collection[Feature]
+    ) -> bool:
+        """Whether a case was judged in which the cause would have shown.
+
+        A subject that a signature names, in the versions named, was compared at what the signature is about. One that
+        could not load, or had nobody beside it, was not.
+        """
+        suspects = {
+            subject
+            for prop, stage, subject in judged
+            if _is_about(self.signatures, prop, stage, (subject, ran.get(subject, {}).get("engine", subject)))
+        }
+        return any(self.applies(case, ran.get(subject, {}), device, features) for subject in suspects)
+
+    def applies(self, case: Case, versions: Mapping[str, str], device: str, features: Collection[Feature]) -> bool:
+        """Whether the cause would show in this case of a model with those features, in those versions, there."""
         return (
-            any(fnmatchcase(Path(case.model).name, pattern) for pattern in self.models)
+            set(self.has) <= {*features}
+            and any(fnmatchcase(Path(case.model).name, pattern) for pattern in self.models)
             and all(
                 p in versions and SpecifierSet(spec).contains(versions[p], prereleases=True)
                 for p, spec in self.versions.items()
@@ -98,6 +122,35 @@ def _readings(finding: Finding, ran: Ran) -> Iterator[tuple[str, list[str]]]:
     for signature, accused in readings:
         yield signature, accused
         yield by_engine(signature, ran), accused
+
+
+Judged = tuple[str, str, str]
+"""A property, a stage and a subject of which something was said: it agreed there, or it differed."""
+
+
+def judged_in(verdicts: Iterable[Mapping[str, Any]]) -> set[Judged]:
+    """What a case's verdicts, as rows, say something about."""
+    return {
+        (row["property"], row["stage"], row[side])
+        for row in verdicts
+        if row["verdict"] != "not comparable"
+        for side in ("left", "right")
+    }
+
+
+@cache
+def _is_about(signatures: tuple[str, ...], prop: str, stage: str, names: tuple[str, str]) -> bool:
+    """Whether a signature is about that property and stage of one of those names.
+
+    What a signature calls `outcome.KIND` is called `KIND` when all is well, and `visibility.too_much` is `visibility`.
+    """
+    for signature in signatures:
+        known, place, who = signature.split("/", 3)[:3]
+        base = place.removeprefix("outcome.") if place.startswith("outcome.") else place.partition(".")[0]
+        about = fnmatchcase(prop, known) and (fnmatchcase(stage, place) or fnmatchcase(stage, base))
+        if about and any(fnmatchcase(name, part) for part in who.split("+") for name in names):
+            return True
+    return False
 
 
 def _probe(signature: str) -> str:
@@ -160,7 +213,9 @@ def _load(path: Path) -> Deviation:
     return replace(deviation, name=path.stem)
 
 
-def explain(finding: Finding, case: Case, known: Sequence[Deviation], ran: Ran, device: str) -> Finding:
+def explain(
+    finding: Finding, case: Case, known: Sequence[Deviation], ran: Ran, device: str, features: Collection[Feature]
+) -> Finding:
     """The finding with the name of the first deviation that explains it, if one does."""
-    fits = (deviation.name for deviation in known if deviation.explains(finding, case, ran, device))
+    fits = (deviation.name for deviation in known if deviation.explains(finding, case, ran, device, features))
     return replace(finding, deviation=next(fits, ""))

@@ -10,16 +10,15 @@ import platform
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from harness import calibration, comparisons
 from harness.builds import Say, ready
 from harness.campaign import Campaign, Result
 from harness.checkpoint import Checkpoint
-from harness.deviations import Deviation, load_deviations
+from harness.deviations import Deviation, judged_in, load_deviations
 from harness.environments import resolve
 from harness.errors import UserError
 from harness.fleet import Fleet, Options, fleet
@@ -281,50 +280,38 @@ def plan_of(run: RunStore) -> Plan:
 
 
 def stale_deviations(run: RunStore, plan: Plan) -> list[str]:
-    """Deviations that should have explained a finding of this run and explained none.
-
-    One counts as tried if a case of a model that it names had everything that it requires, and a suspect that its
-    signature names ran in the versions that it names.
-    """
+    """Deviations that should have explained a finding of this run and explained none."""
     if not plan.deviations:
         return []
-    header = run.header()
-    explained = set(run.frame("findings")["deviation"])
-    ran = _ran(run)
+    explained = set(run.frame("findings", ["deviation"])["deviation"])
+    asked = {*plan.properties}
     return [
         deviation.name
-        for deviation in load_deviations()
-        if deviation.name not in explained and _was_tried(deviation, ran, header, plan)
+        for deviation in _tried(run, plan)
+        if deviation.always
+        and deviation.name not in explained
+        and {signature.split("/")[0] for signature in deviation.signatures} & asked
     ]
-
-
-def _ran(run: RunStore) -> list[Case]:
-    finished = run.finished()
-    return [case for case in run.cases() if case.id in finished]
-
-
-def _was_tried(deviation: Deviation, ran: Sequence[Case], header: dict[str, Any], plan: Plan) -> bool:
-    return (
-        deviation.always
-        and bool({signature.split("/")[0] for signature in deviation.signatures} & {*plan.properties})
-        and _was_met(deviation, ran, header, plan)
-    )
-
-
-def _was_met(deviation: Deviation, ran: Sequence[Case], header: dict[str, Any], plan: Plan) -> bool:
-    """Whether a suspect that a signature names ran, in the versions named, a case with all that is required."""
-    parts = {part for signature in deviation.signatures for part in signature.split("/")}
-    versions: list[dict[str, str]] = [{}] if "reference" in parts else []
-    for name, subject in header.get("subjects", {}).items():
-        if any(fnmatchcase(known, part) for known in (name, subject["engine"]) for part in parts):
-            versions.append(subject["version"])
-    return any(deviation.applies(case, found, plan.device) for found in versions for case in ran)
 
 
 def unmet_deviations(run: RunStore, plan: Plan) -> list[str]:
     """Deviations that no case of this run could have shown."""
     if not plan.deviations:
         return []
-    header = run.header()
-    ran = _ran(run)
-    return [deviation.name for deviation in load_deviations() if not _was_met(deviation, ran, header, plan)]
+    met = {deviation.name for deviation in _tried(run, plan)}
+    return [deviation.name for deviation in load_deviations() if deviation.name not in met]
+
+
+def _tried(run: RunStore, plan: Plan) -> list[Deviation]:
+    """Deviations with a case of this run that was judged where they would have shown."""
+    ran = {n: {"engine": s["engine"], **s["version"]} for n, s in run.header().get("subjects", {}).items()}
+    columns = ["case_id", "property", "stage", "left", "right", "verdict"]
+    by_case = run.frame("verdicts", columns).groupby("case_id")
+    judged = {str(case_id): judged_in(cast("Any", rows.to_dict("records"))) for case_id, rows in by_case}
+    cases = [case for case in run.cases() if case.id in judged]
+    features = {model: Checkpoint.open(locate(model)).features for model in {case.model for case in cases}}
+    return [
+        deviation
+        for deviation in load_deviations()
+        if any(deviation.tried(case, judged[case.id], ran, plan.device, features[case.model]) for case in cases)
+    ]

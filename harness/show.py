@@ -313,7 +313,14 @@ def deviations(console: Console, known: Sequence[Deviation]) -> None:
     table = _table("Known deviations", "name", "signatures", "models", "versions", "cause", "link")
     for entry in known:
         versions = ", ".join(f"{name} {spec}" for name, spec in entry.versions.items())
-        words = (entry.name, ", ".join(entry.signatures), ", ".join(entry.models), versions, entry.cause, entry.link)
+        words = (
+            entry.name,
+            ", ".join(entry.signatures),
+            ", ".join(entry.has) or ", ".join(entry.models),
+            versions,
+            entry.cause,
+            entry.link,
+        )
         table.add_row(*map(escape, words))
     console.print(table)
 

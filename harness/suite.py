@@ -15,7 +15,7 @@ from hypothesis.database import (
 )
 
 from harness.campaign import Campaign, Result
-from harness.deviations import Deviation, load_deviations
+from harness.deviations import judged_in, load_deviations
 from harness.environments import resolve
 from harness.fleet import Fleet, Options
 from harness.hunt import capsule_name
@@ -55,16 +55,13 @@ class Suite:
     def examine(self, case: Case) -> Result:
         """Run one case through every subject and compare."""
         (result,) = self._campaign.run([case])
+        judged = judged_in(map(vars, result.verdicts))
+        ran, device, features = self._fleet.described, self.options.device, self._campaign.features
         for deviation in self._campaign.deviations:
-            if deviation.always and self._applies(deviation, case):
+            if deviation.always and deviation.tried(case, judged, ran, device, features):
                 self._applied.add(deviation.name)
         self._explained_by.update(finding.deviation for finding in result.findings)
         return result
-
-    def _applies(self, deviation: Deviation, case: Case) -> bool:
-        """Whether it would show in some subject."""
-        ran = self._fleet.versions.values()
-        return any(deviation.applies(case, versions, self.options.device) for versions in ran)
 
     def require(self, result: Result, prop: Property) -> None:
         """Fail on a finding of this property that no deviation explains; remember those that one explains.

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from harness.builds import held
+from harness.checkpoint import Checkpoint
 from harness.deviations import explain, load_deviations
 from harness.environments import Subject
 from harness.errors import EngineUnavailable
@@ -204,13 +205,14 @@ def _fill(counters: _Counters, files: dict[int, Path], max_side_px: int, samples
     return total / busy_s if busy_s else 0.0
 
 
-def explained(swept: Swept, checkpoint: str) -> pd.Series[str]:
+def explained(swept: Swept, model: Checkpoint) -> pd.Series[str]:
     """For each row of `images`, the deviation that explains it, or an empty string.
 
     The subject whose count is not that of the others is the suspect, as in P1 of a campaign; where as many say one
     thing as another, the one whose count is not that of the reference rule.
     """
     known, names = load_deviations(), list(swept.versions)
+    features, checkpoint = model.features, str(model.path)
 
     def explain_row(row: Any) -> str:
         counted = [getattr(row, name) for name in names]
@@ -221,7 +223,7 @@ def explained(swept: Swept, checkpoint: str) -> pd.Series[str]:
         case = Case(checkpoint, (Part(image=ImageSpec(row.width_px, row.height_px)),), row.budget)
         where = tuple(names), who, checkpoint, case.id
         finding = Finding("", f"P1/counts/{who}", "P1", "counts", *where, None, None, "soft tokens", "")
-        return explain(finding, case, known, swept.versions, "cpu").deviation
+        return explain(finding, case, known, swept.versions, "cpu", features).deviation
 
     return pd.Series([explain_row(row) for row in swept.images.itertuples()], dtype=str)
 

