@@ -8,6 +8,7 @@ engine: what is known of an engine at a release is known of every subject that r
 from __future__ import annotations
 
 import tomllib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -82,10 +83,14 @@ class Deviation:
         A subject that a signature names, in the versions named, was compared at what the signature is about. One that
         could not load, or had nobody beside it, was not.
         """
+        engines = {subject: ran.get(subject, {}).get("engine", subject) for _, _, subject in judged}
+        places: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
+        for prop, stage, subject in judged:
+            places[prop, stage].add((subject, engines[subject]))
         suspects = {
             subject
-            for prop, stage, subject in judged
-            if _is_about(self.signatures, prop, stage, (subject, ran.get(subject, {}).get("engine", subject)))
+            for place, subjects in places.items()
+            for subject in _suspects(self.signatures, *place, frozenset(subjects))
         }
         return any(self.applies(case, ran.get(subject, {}), device, features) for subject in suspects)
 
@@ -139,18 +144,21 @@ def judged_in(verdicts: Iterable[Mapping[str, Any]]) -> set[Judged]:
 
 
 @cache
-def _is_about(signatures: tuple[str, ...], prop: str, stage: str, names: tuple[str, str]) -> bool:
-    """Whether a signature is about that property and stage of one of those names.
+def _suspects(signatures: tuple[str, ...], prop: str, stage: str, judged: frozenset[tuple[str, str]]) -> frozenset[str]:
+    """Of those judged, as (subject, engine), the ones that a signature about that property and stage names.
 
-    What a signature calls `outcome.KIND` is called `KIND` when all is well, and `visibility.too_much` is `visibility`.
+    All that it names must be among them: that two of three agree says nothing of how all three differ. What a signature
+    calls `outcome.KIND` is called `KIND` when all is well, and `visibility.too_much` is `visibility`.
     """
+    found: set[str] = set()
     for signature in signatures:
         known, place, who = signature.split("/", 3)[:3]
         base = place.removeprefix("outcome.") if place.startswith("outcome.") else place.partition(".")[0]
         about = fnmatchcase(prop, known) and (fnmatchcase(stage, place) or fnmatchcase(stage, base))
-        if about and any(fnmatchcase(name, part) for part in who.split("+") for name in names):
-            return True
-    return False
+        named = [{pair[0] for pair in judged if any(fnmatchcase(n, part) for n in pair)} for part in who.split("+")]
+        if about and all(named):
+            found.update(*named)
+    return frozenset(found)
 
 
 def _probe(signature: str) -> str:
