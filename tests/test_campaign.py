@@ -146,6 +146,17 @@ def test_a_model_that_a_subject_lacks_counts_only_if_it_ran_none(
     assert workers.status("fake-a")[0] == status
 
 
+def test_what_no_engine_can_load_is_the_users_input(tmp_path: Path) -> None:
+    """A checkpoint of one's own that two engines refuse is refused with their words; it is no finding against both."""
+    other = Subject("other", "tests.fake_engine:ByToolz", sys.executable, {"PYTHONPATH": str(ROOT)})
+    workers = Fleet([fakes()[0], other], Options(timeout_s=2.0), tmp_path)
+    try:
+        with pytest.raises(UserError, match=r"no subject can load .*fake-a cannot load .*; other cannot load"):
+            list(Campaign(workers, Path).run(linked(tmp_path, "refuses")))
+    finally:
+        workers.close()
+
+
 def test_want_of_memory_at_load_is_no_finding(tmp_path: Path) -> None:
     """The machine failed: outcomes say so, P8 is not comparable, and the subject's status is `failed`."""
     workers = Fleet(fakes()[:2], Options(timeout_s=2.0), tmp_path)
