@@ -102,6 +102,7 @@ def _audited(checkpoint: Path) -> Iterator[list[LoadReport]]:
         # Names that start with "_" are run-time scales of the KV cache, which no checkpoint has.
         state = {name: t for name, t in model.state_dict().items() if not name.rpartition(".")[2].startswith("_")}
         reports.append(audit_tensors(state, checkpoint))
+        give_back_memory()
 
     DefaultModelLoader.load_weights = load_and_audit
     try:
