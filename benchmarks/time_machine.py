@@ -23,17 +23,17 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from harness.bisect import Asked, Asking, bisect, renamed, status_of
+from harness.bisect import Asked, Asking, bisect, status_of
 from harness.campaign import Campaign, Result
 from harness.environments import Subject, releases, resolve
 from harness.errors import EngineUnavailable
 from harness.fleet import Options, fleet
 from harness.hunt import Search
-from harness.replay import Target, replay
+from harness.replay import Target, renamed, replay
 from harness.schema import Capsule, Finding, Property
 from harness.session import Plan, generated, locate, require_available
-from harness.show import in_words
 from harness.store import write_json
+from harness.wording import in_words
 
 CAPSULES = Path("docs/time-machine")
 TABLE = Path(__file__).with_name("time_machine.toml")

@@ -25,7 +25,7 @@ from harness.engines.base import package_versions
 from harness.environments import known_subjects, releases, resolve
 from harness.errors import EngineUnavailable, UserError
 from harness.hunt import subjects_needed
-from harness.replay import Replayed, Target, replay
+from harness.replay import Replayed, Target, renamed, replay
 from harness.schema import Capsule, Finding, error_signature
 from harness.session import require_available
 from harness.store import validated, write_json
@@ -241,18 +241,6 @@ def _error(finding: Finding) -> str:
     if not finding.stage.startswith("outcome."):
         return ""
     return error_signature(finding.detail.rpartition("probe ")[2])
-
-
-def renamed(finding: Finding, old: str, new: str) -> Finding:
-    """The finding with another name for one of its subjects."""
-
-    def rename(name: str) -> str:
-        return new if name == old else name
-
-    prop, stage, who, *rest = finding.signature.split("/", 3)
-    signature = "/".join((prop, stage, "+".join(map(rename, who.split("+"))), *rest))
-    subjects = tuple(map(rename, finding.subjects))
-    return replace(finding, signature=signature, subjects=subjects, suspect=rename(finding.suspect))
 
 
 def status_of(result: Replayed, sought: Finding, name: str) -> Status:

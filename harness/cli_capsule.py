@@ -18,21 +18,30 @@ from harness import export as exporting
 from harness import hunt, show
 from harness.errors import HarnessBug, UserError
 from harness.media import thumbnail
-from harness.options import StoreOption, built, chosen_subjects, progress, writable
-from harness.replay import Replayed, Target, target, warm
+from harness.options import StoreOption, available, built, chosen_subjects, progress, writable
+from harness.replay import Replayed, Target, target, warm, with_models, with_suspect
 from harness.replay import replay as replay_all
-from harness.session import THUMBNAIL_PX
+from harness.session import THUMBNAIL_PX, locate
 from harness.store import DEFAULT_STORE, plain, read_capsule
+from harness.wording import in_words
 from reports import explanation as page
 
 Wanted = Annotated[str, typer.Argument(metavar="CAPSULE|CASE_ID")]
 Subjects = Annotated[str, typer.Option(help="Comma-separated; default: those of the capsule.")]
+Models = Annotated[
+    Path | None,
+    typer.Option(help="The checkpoint of a capsule that names a directory elsewhere, or a directory that holds it."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 
 
 def replay(
     targets: Annotated[list[str], typer.Argument(metavar="CAPSULE|CASE_ID ...")],
     subjects: Subjects = "",
+    suspect: Annotated[
+        str, typer.Option(help="Put this subject in the place of each capsule's suspect: has it the same fault?")
+    ] = "",
+    models: Models = None,
     store: StoreOption = DEFAULT_STORE,
     json_output: JsonOption = False,
 ) -> None:
@@ -43,7 +52,10 @@ def replay(
     """
     console = Console(stderr=json_output)
     names = chosen_subjects(subjects, console)
-    readable, unreadable = _readable(targets, store)
+    if suspect:
+        available([suspect], console)
+        names = (suspect, *names) if names and suspect not in names else names
+    readable, unreadable = _readable(targets, store, suspect, models)
     done: list[Replayed] = []
     built(names or [name for entry in readable for name in entry.subjects], console)
     if readable:
@@ -60,12 +72,31 @@ def replay(
     raise typer.Exit(1 if any(entry.failed for entry in done) else ours or unread)
 
 
-def _readable(names: Sequence[str], store: Path) -> tuple[list[Target], list[dict[str, str]]]:
+def _found(name: str, store: Path, models: Path | None) -> Target:
+    """What a name names, with its checkpoint where that is here.
+
+    Raises:
+        UserError: no such thing, or no such checkpoint.
+    """
+    entry = target(name, store)
+    if models is not None:
+        entry = with_models(entry, models)
+    try:
+        locate(entry.case.model)
+    except UserError as error:
+        raise UserError(f"{name}: {error}; --models DIR says where its checkpoint is") from error
+    return entry
+
+
+def _readable(
+    names: Sequence[str], store: Path, suspect: str, models: Path | None
+) -> tuple[list[Target], list[dict[str, str]]]:
     """What can be replayed; for the rest, one line each that names it."""
     good, bad = [], []
     for name in names:
         try:
-            good.append(target(name, store))
+            entry = _found(name, store, models)
+            good.append(with_suspect(entry, suspect) if suspect else entry)
         except UserError as error:
             print(f"harness: {error}", file=sys.stderr)
             bad.append({"name": name, "status": "UNREADABLE", "detail": str(error)})
@@ -79,11 +110,12 @@ def shrink(
     timeout_s: Annotated[float, typer.Option(min=1, help="Seconds to search, without starting subjects.")] = (
         hunt.DEFAULT_TIMEOUT_S
     ),
+    models: Models = None,
     store: StoreOption = DEFAULT_STORE,
     json_output: JsonOption = False,
 ) -> None:
     """Find the smallest case with the same finding, and keep it as a capsule. Ctrl-C keeps the best so far."""
-    entry = target(wanted, store)
+    entry = _found(wanted, store, models)
     console = Console(stderr=json_output)
     names = chosen_subjects(subjects, console) or hunt.subjects_needed(entry.finding, entry.subjects)
     built(names, console)
@@ -91,7 +123,7 @@ def shrink(
         task = bar.add_task(f"starting {', '.join(names)}", total=None)
 
         def watch(step: hunt.Step) -> None:
-            bar.update(task, description=show.in_words(step.best), completed=step.accepted, total=step.tried)
+            bar.update(task, description=escape(in_words(step.best)), completed=step.accepted, total=step.tried)
 
         shrunk = hunt.Search(campaign, entry, timeout_s=timeout_s, watch=watch).run()
     kept: list[tuple[Path, bool]] = []
@@ -106,11 +138,12 @@ def explain(
     wanted: Wanted,
     subjects: Subjects = "",
     out: Annotated[Path | None, typer.Option(help="Write a page to this HTML file.")] = None,
+    models: Models = None,
     store: StoreOption = DEFAULT_STORE,
     json_output: JsonOption = False,
 ) -> None:
     """Show stage by stage, pair by pair, where a difference enters and how it grows."""
-    entry = target(wanted, store)
+    entry = _found(wanted, store, models)
     console = Console(stderr=json_output)
     names = chosen_subjects(subjects, console) or entry.subjects
     built(names, console)

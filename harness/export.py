@@ -11,8 +11,9 @@ from harness.deviations import load_deviations
 from harness.errors import UserError
 from harness.export_script import fill, refused, script, versions_of
 from harness.replay import target
-from harness.schema import PROPERTIES, Capsule, Case, Finding
+from harness.schema import PROPERTIES, Capsule, Finding
 from harness.store import read_capsule, runs
+from harness.wording import in_words
 
 __all__ = ["exportable", "issue", "refused", "script", "without_paths"]
 
@@ -44,7 +45,7 @@ def issue(capsule: Capsule) -> str:
         expected=_expected(finding),
         observed=_observed(finding),
         cause=known.cause if known else "",
-        input=_input(case),
+        input=f"A prompt of {in_words(case, texts=True)}.",
         case=json.dumps(asdict(replace(case, model=Path(case.model).name)), ensure_ascii=False),
         versions=versions_of(capsule, list(capsule.subjects)),
         dtype=case.dtype or capsule.dtype,
@@ -71,19 +72,6 @@ def _observed(finding: Finding) -> str:
     measured = f"{finding.measured:.6g} {finding.unit}" if finding.measured is not None else "No number"
     compared = f", compared: {', '.join(finding.subjects)}" if len(finding.subjects) > 1 else ""
     return f"{measured} at stage {finding.stage}{compared}. {finding.detail}".strip()
-
-
-def _input(case: Case) -> str:
-    """The input in a sentence."""
-    images = [f"a {i.width_px} x {i.height_px} px {i.mode} image ({i.pattern})" for i in case.images]
-    audios = [f"a recording of {a.samples} samples at {a.rate_hz} Hz" for a in case.audios]
-    videos = [f"a video of {v.frames} frames of {v.width_px} x {v.height_px} px" for v in case.videos]
-    texts = [f"the text {part.text!r}" for part in case.parts if part.text]
-    expanded = " with its placeholders expanded already" if any(part.expanded for part in case.parts) else ""
-    probe = f", taken once more by probe `{case.probe.kind}`" if case.probe else ""
-    used = [f"a tool {case.tool.name!r} that was called"] if case.tool else []
-    things = ", ".join([*images, *audios, *videos, *texts, *used])
-    return f"A prompt of {things}{expanded}, budget {case.max_soft_tokens} soft tokens{probe}."
 
 
 def without_paths(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -15,10 +15,11 @@ from harness.campaign import Campaign, Result
 from harness.comparators import Limits, is_ours
 from harness.deviations import load_deviations
 from harness.environments import known_subjects, resolve
+from harness.errors import UserError
 from harness.fleet import Options, fleet
 from harness.schema import PROBES, PROPERTIES, SILENT, Case, Finding, Property
-from harness.session import DEFAULT_SUBJECTS, locate
-from harness.store import find_case, read_capsule
+from harness.session import DEFAULT_SUBJECTS, locate, plan_of
+from harness.store import RunStore, find_case, read_capsule
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Target:
     dtype: str = Options.dtype
     device: str = Options.device
     subjects: tuple[str, ...] = DEFAULT_SUBJECTS
+    kl_limit_nats: float | None = None
+    """Of the run that judged it, where no finding says it."""
 
     @property
     def property(self) -> Property | None:
@@ -51,10 +54,24 @@ def target(name: str, store: Path) -> Target:
     """
     if Path(name).suffix == ".json" or Path(name).exists():
         capsule = read_capsule(Path(name))
-        known = known_subjects()
-        subjects = tuple(name for name in capsule.subjects if name.partition("@")[0] in known) or DEFAULT_SUBJECTS
-        return Target(name, capsule.case, capsule.finding, capsule.dtype, capsule.device, subjects)
-    return Target(name, find_case(store, name))
+        return Target(name, capsule.case, capsule.finding, capsule.dtype, capsule.device, _known_here(capsule.subjects))
+    run, case = find_case(store, name)
+    plan = plan_of(run)
+    return Target(name, case, None, plan.dtype, plan.device, _known_here(plan.subjects), _kl_limit(run, case))
+
+
+def _known_here(names: Iterable[str]) -> tuple[str, ...]:
+    """Those that are subjects here too; the usual ones where none is."""
+    known = known_subjects()
+    return tuple(name for name in names if name.partition("@")[0] in known) or DEFAULT_SUBJECTS
+
+
+def _kl_limit(run: RunStore, case: Case) -> float | None:
+    """The limit in nats by which a run judged the KL of a case; None where it did not."""
+    rows = run.frame("verdicts", ["case_id", "property", "stage", "limit"], {})
+    judged = rows[(rows["case_id"] == case.id) & (rows["property"] == "P6") & (rows["stage"] == "hidden")]
+    limits = judged["limit"].dropna()
+    return float(limits.min()) if len(limits) else None
 
 
 @contextmanager
@@ -80,6 +97,8 @@ def warm(
 def measured_limit(entry: Target) -> dict[tuple[str, str], float]:
     """The limit of a finding of KL, which calibration may have set, by model and compute type."""
     finding, dtype = entry.finding, entry.case.dtype or entry.dtype
+    if entry.kl_limit_nats is not None:
+        return {(entry.case.model, dtype): min(entry.kl_limit_nats, Limits.of(dtype).kl_nats)}
     if finding is None or finding.unit != "nats" or not finding.limit or finding.stage == "logprobs":
         return {}
     return {(entry.case.model, dtype): min(finding.limit, Limits.of(dtype).kl_nats)}
@@ -166,11 +185,70 @@ def replayed(entry: Target, result: Result) -> Replayed:
     return Replayed(entry.name, "FIXED", f"other findings: {others}" if others else "", result.findings)
 
 
+def _needed(finding: Finding) -> set[str]:
+    """Without whom nothing is known of a finding: its suspect, or all where there is none."""
+    return {finding.suspect} if finding.suspect in finding.subjects else set(finding.subjects)
+
+
+def _without(needed: Collection[str], absent: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} did not run: {absent[name]}" for name in sorted({*needed} & absent.keys()))
+
+
+def not_asked(finding: Finding, result: Result) -> str:
+    """Who did not run without whom nothing is known of a finding, and why; empty if they all did."""
+    return _without(_needed(finding), absent_subjects(finding, result))
+
+
+def renamed(finding: Finding, old: str, new: str) -> Finding:
+    """The finding with another name for one of its subjects."""
+
+    def rename(name: str) -> str:
+        return new if name == old else name
+
+    prop, stage, who, *rest = finding.signature.split("/", 3)
+    signature = "/".join((prop, stage, "+".join(map(rename, who.split("+"))), *rest))
+    subjects = tuple(map(rename, finding.subjects))
+    return replace(finding, signature=signature, subjects=subjects, suspect=rename(finding.suspect))
+
+
+def with_suspect(entry: Target, name: str) -> Target:
+    """The target with another subject in the place of its suspect: does it have the same fault?
+
+    Raises:
+        UserError: no finding, or one that accuses no subject.
+    """
+    finding = entry.finding
+    if finding is None or finding.suspect not in finding.subjects:
+        who = finding.suspect if finding else "none, since it is no capsule"
+        raise UserError(f"{entry.name} has no suspect that {name} could stand for: {who}; leave out --suspect")
+    others = tuple(subject for subject in entry.subjects if subject not in (finding.suspect, name))
+    return replace(entry, finding=renamed(finding, finding.suspect, name), subjects=(name, *others))
+
+
+def with_models(entry: Target, directory: Path) -> Target:
+    """The target with its checkpoint, where that is a directory and no zoo model, looked for in another place.
+
+    `directory` is the checkpoint, or holds one of the same name.
+
+    Raises:
+        UserError: it is neither.
+    """
+    name = Path(entry.case.model).name
+    if entry.case.model == name:  # Of the zoo, which is built anywhere.
+        return entry
+    places = [place for place in (directory / name, directory) if (place / "config.json").is_file()]
+    if not places:
+        raise UserError(f"--models {directory}: is no checkpoint and has none by the name of {name}")
+    model = str(places[0])
+    finding = replace(entry.finding, model=model) if entry.finding else None
+    return replace(entry, case=replace(entry.case, model=model), finding=finding)
+
+
 def _open_question(finding: Finding, result: Result, absent: dict[str, str]) -> str:
     """Why a finding that did not come back is not known to be gone; empty if it is."""
-    needed = {finding.suspect} if finding.suspect in finding.subjects else set(finding.subjects)
-    if missing := sorted(needed & absent.keys()):
-        return "; ".join(f"{name} did not run: {absent[name]}" for name in missing)
+    needed = _needed(finding)
+    if missing := _without(needed, absent):
+        return missing
     of_property = [v for v in result.verdicts if v.property == finding.property and {v.left, v.right} & needed]
     # Some stages say nothing when all is well; what else was said of the property then speaks for them.
     judged = [v for v in of_property if v.stage == finding.stage] or of_property

@@ -23,6 +23,7 @@ from harness.environments import resolve
 from harness.errors import UserError
 from harness.fleet import Fleet, Options, fleet
 from harness.media import thumbnail
+from harness.reductions import size
 from harness.schema import SCHEMA_VERSION, Capsule, Case, Continuation, Finding, Property
 from harness.store import RunStore, kept, locked, read_capsule, validated, write_json
 from harness.strategies import aims, shares, stratified
@@ -232,14 +233,14 @@ class Keeper:
         """Keep results of these workers in this run."""
         self.run, self.plan, self.workers = run, plan, workers
         capsules = (run.path / "capsules").glob("*.json")
-        self._smallest = {path.stem: _size(read_capsule(path).case) for path in capsules}
+        self._smallest = {path.stem: size(read_capsule(path).case) for path in capsules}
 
     def keep(self, result: Result) -> None:
         """Store one result. Examples first: a row must never point at a capsule that is not there."""
         for finding in result.findings:
-            size = _size(result.case)
-            if finding.id not in self._smallest or size < self._smallest[finding.id]:
-                self._smallest[finding.id] = size
+            found = size(result.case)
+            if finding.id not in self._smallest or found < self._smallest[finding.id]:
+                self._smallest[finding.id] = found
                 self._keep_example(finding, result)
         self.run.append(result.rows)
 
@@ -249,11 +250,6 @@ class Keeper:
         for index, image in enumerate(result.case.images):
             thumbnail(image, THUMBNAIL_PX).save(self.run.path / "media" / f"{result.case.id}-{index}.png")
         write_json(self.run.path / "capsules" / f"{finding.id}.json", capsule)
-
-
-def _size(case: Case) -> tuple[int, int, str]:
-    """How much there is to look at: fewest images, then shortest text, then a fixed order."""
-    return len(case.images), sum(len(part.text) for part in case.parts), case.id
 
 
 def environment() -> dict[str, Any]:

@@ -18,9 +18,10 @@ from harness.doctor import Examined, Verified
 from harness.explain import Explanation, PairExplanation, StageRow
 from harness.hunt import Shrunk
 from harness.replay import Replayed
-from harness.schema import PROPERTIES, Case
+from harness.schema import PROPERTIES
 from harness.sweep import Swept
 from harness.transplant import Graft, Transplant
+from harness.wording import in_words
 from reports.frames import VERDICTS, Frames, agreement
 from reports.history import History
 
@@ -169,23 +170,12 @@ def replayed(console: Console, results: Sequence[Replayed]) -> None:
         console.print(f"[{colour}]{entry.status}[/] {escape(entry.name)} {escape(entry.detail)}", soft_wrap=True)
 
 
-def in_words(case: Case) -> str:
-    """A case on one line: what is in it, and how large."""
-    images = [f"image {i.width_px} x {i.height_px} {i.mode} {i.pattern}" for i in case.images]
-    audios = [f"audio {a.samples} samples" for a in case.audios]
-    videos = [f"video {v.frames} x {v.width_px} x {v.height_px}" for v in case.videos]
-    letters = sum(len(part.text) for part in case.parts)
-    text = [f"{letters} characters"] if letters else []
-    probe = [f"probe {case.probe.kind}"] if case.probe else []
-    return escape(", ".join([*images, *audios, *videos, *text, *probe, f"budget {case.max_soft_tokens}", case.form]))
-
-
 def shrunk(console: Console, result: Shrunk, path: Path, written: bool) -> None:
     """What a search came to, and the command that replays it."""
     finding = result.capsule.finding
     _line(console, f"[bold]{escape(finding.signature)}[/] on {escape(finding.model)}: {escape(finding.detail)}")
-    _line(console, f"  from {in_words(result.original)}")
-    _line(console, f"  to   {in_words(result.capsule.case)}")
+    _line(console, f"  from {escape(in_words(result.original))}")
+    _line(console, f"  to   {escape(in_words(result.capsule.case))}")
     _line(
         console,
         f"  {result.accepted} steps of {result.tried} cases in {result.seconds:.1f} s; {escape(result.why)}",
@@ -216,7 +206,7 @@ def bisected(console: Console, result: Bisected) -> None:
 
 def explained(console: Console, result: Explanation) -> None:
     """A table of stages for each pair, and what enters where."""
-    _line(console, f"[bold]{result.status}[/] {escape(result.name)}: {in_words(result.case)}")
+    _line(console, f"[bold]{result.status}[/] {escape(result.name)}: {escape(in_words(result.case))}")
     for subject, outcome in result.outcomes.items():
         if outcome != "ok":
             _line(console, f"[yellow]{escape(subject)}[/] {escape(outcome)}")

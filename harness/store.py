@@ -37,6 +37,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from harness.bounds import require_sense, require_sound
 from harness.errors import HarnessBug, UserError, want
 from harness.schema import SCHEMA_VERSION, Capsule, Case
 
@@ -160,12 +161,22 @@ def read_capsule(path: Path) -> Capsule:
         text = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read capsule {path}: {error.strerror}") from error
+    _require_schema(text, path)
     capsule = validated(Capsule, text, str(path))
-    if capsule.schema != SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema {capsule.schema}; this harness reads {SCHEMA_VERSION}: use the release that wrote it"
-        )
+    require_sound(capsule, str(path))
     return capsule
+
+
+def _require_schema(text: bytes, path: Path) -> None:
+    """Look at a capsule's schema version before its fields, which another version may have others of."""
+    try:
+        found = json.loads(text)["schema"]
+    except (ValueError, TypeError, KeyError):
+        return  # No capsule at all, of which the caller says what is wrong.
+    if isinstance(found, int) and found != SCHEMA_VERSION:
+        fix = "update the harness" if found > SCHEMA_VERSION else "use the release that wrote it"
+        age = "newer" if found > SCHEMA_VERSION else "older"
+        raise UserError(f"{path} has schema {found}, {age} than this harness's, which reads {SCHEMA_VERSION}: {fix}")
 
 
 def plain(value: Any) -> Any:
@@ -413,8 +424,8 @@ def runs(store: Path) -> list[RunStore]:
     return [RunStore(path.parent) for path in sorted(store.glob("*/run.json"))]
 
 
-def find_case(store: Path, case_id: str) -> Case:
-    """A case by its id, from the newest run that has it.
+def find_case(store: Path, case_id: str) -> tuple[RunStore, Case]:
+    """A case by its id, and the newest run that has it.
 
     Raises:
         UserError: no run of the store that can be read has it.
@@ -428,7 +439,8 @@ def find_case(store: Path, case_id: str) -> Case:
             continue
         for case in cases:
             if case.id == case_id:
-                return case
+                require_sense(case, str(run.path / "cases.json"))
+                return run, case
     left_out = "".join(f"; not looked into: {why}" for why in damaged)
     raise UserError(
         f"no case {case_id} in {store}, and no file of that name: give a capsule's path or a case id{left_out}"

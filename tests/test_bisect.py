@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from harness import bisect as bisecting
 from harness import environments, replay
-from harness.bisect import Asked, Asking, Status, between, published, renamed, search, status_of
+from harness.bisect import Asked, Asking, Status, between, published, search, status_of
 from harness.cli import app
 from harness.environments import Recipe, Subject
 from harness.errors import UserError
-from harness.replay import Replayed
+from harness.replay import Replayed, renamed
 from harness.schema import SCHEMA_VERSION, Capsule, Case, Finding, Part
 from harness.store import read_capsule, write_json
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"schema", "errors"}),
-    frozenset({"spec", "media", "render", "checkpoint", "zoo", "store"}),
+    frozenset({"spec", "media", "render", "wording", "bounds", "checkpoint", "zoo", "store"}),
     frozenset(
         {"strategies", "engines", "comparators", "environments", "builds", "deviations", "records", "reductions"}
     ),

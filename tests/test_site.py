@@ -309,6 +309,6 @@ def test_a_damaged_run_does_not_hide_a_case_of_another(tmp_path: Path) -> None:
     newer = RunStore(tmp_path / "99991231-000000-1")
     shutil.copytree(runs(tmp_path)[0].path, newer.path)
     (newer.path / "cases.json").write_bytes(b"[")
-    assert find_case(tmp_path, BY_KL.id) == BY_KL
+    assert find_case(tmp_path, BY_KL.id)[1] == BY_KL
     with pytest.raises(UserError, match=r"99991231-000000-1/cases\.json"):
         find_case(tmp_path, "0" * 12)

@@ -102,7 +102,7 @@ def test_two_writers_of_one_run_are_refused(kept: RunStore) -> None:
 
 def test_a_case_is_found_by_its_id(kept: RunStore) -> None:
     """An id leads to the case of any run of the store; an unknown id is a clear error."""
-    assert find_case(kept.path.parent, CASES[1].id) == CASES[1]
+    assert find_case(kept.path.parent, CASES[1].id) == (kept, CASES[1])
     with pytest.raises(UserError, match="no case ffffffffffff"):
         find_case(kept.path.parent, "ffffffffffff")
 
