@@ -81,17 +81,20 @@ class StoredTensor:
     offset: int
 
     def pieces(self, multiple: int = 1) -> Iterator[torch.Tensor]:
-        """The numbers, flat, read a bounded piece at a time of a multiple of so many.
+        """The numbers, flat, read a bounded piece at a time of a multiple of so many; each is gone with the next.
 
         Not mapped: pages of a mapped file would count as memory of the process that looks at them.
         """
         step, left = max(1, _PIECE_NUMBERS // multiple) * multiple, prod(self.shape)
+        room = bytearray(min(step, left) * self.dtype.itemsize)
         with self.path.open("rb") as file:
             file.seek(self.offset)
             while left:
                 count = min(step, left)
                 left -= count
-                yield torch.frombuffer(bytearray(file.read(count * self.dtype.itemsize)), dtype=self.dtype)
+                if file.readinto(memoryview(room)[: count * self.dtype.itemsize]) != count * self.dtype.itemsize:
+                    raise UserError(f"{self.path} ends before its tensor {self.name} does")
+                yield torch.frombuffer(room, dtype=self.dtype, count=count)
 
 
 def stored(directory: Path) -> Iterator[StoredTensor]:

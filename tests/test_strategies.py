@@ -316,3 +316,15 @@ def test_hardly_any_draw_is_wasted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_draw", counted)
     generate(cases(models=MODELS), count=60, seed=1)
     assert 60 <= len(draws) <= 72
+
+
+def test_the_last_attempt_may_give_the_last_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many cases as were asked for are enough, whenever the last of them is drawn; one fewer is refused."""
+    tries, at_last = 4 * 1 + 20, Case("tiny-e2b", (Part("a"),))
+    answers = iter([Case("tiny-e2b", (Part("known"),))] * (tries - 1) + [at_last])
+    monkeypatch.setattr("harness.strategies.draws._draw", lambda *_: next(answers))
+    known = [Case("tiny-e2b", (Part("known"),)).id]
+    assert generate(cases(models=["tiny-e2b"]), count=1, seed=0, known=known) == [at_last]
+    monkeypatch.setattr("harness.strategies.draws._draw", lambda *_: Case("tiny-e2b", (Part("known"),)))
+    with pytest.raises(ValueError, match="asked for 1 different cases, but the strategy gave 0"):
+        generate(cases(models=["tiny-e2b"]), count=1, seed=0, known=known)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from harness.checkpoint import stored
+from harness.engines.base import give_back_memory
 from harness.schema import LoadReport
 
 _PIECE_NUMBERS = 1 << 18
@@ -45,11 +46,20 @@ def _digest(rows: torch.Tensor) -> torch.Tensor:
     Two rows that differ have the same one with a chance of about 2^-48 where a number has two bytes, 2^-32 at worst.
     """
     width = rows.shape[1]
-    step = max(1, _PIECE_NUMBERS // width)
-    pieces = (
-        piece.float().contiguous().view(torch.int32).long() @ _factors(width) for piece in torch.split(rows, step)
-    )
-    return torch.cat(list(pieces)) + width
+    step, found = max(1, _PIECE_NUMBERS // width), torch.empty(len(rows), dtype=torch.int64)
+    # Room that is used again: what is asked for and freed piece by piece, glibc keeps in ever new places.
+    floats, bits = _room(max(_PIECE_NUMBERS, width))
+    for first in range(0, len(rows), step):
+        piece = rows[first : first + step]
+        floats[: piece.numel()].view(piece.shape).copy_(piece)
+        bits[: piece.numel()].copy_(floats[: piece.numel()].view(torch.int32))
+        found[first : first + step] = bits[: piece.numel()].view(piece.shape) @ _factors(width)
+    return found + width
+
+
+@lru_cache(maxsize=1)
+def _room(numbers: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty(numbers, dtype=torch.float32), torch.empty(numbers, dtype=torch.int64)
 
 
 def _rows_of(tensor: torch.Tensor) -> Digests:
@@ -82,7 +92,10 @@ def audit_tensors(model: Mapping[str, torch.Tensor], checkpoint: Path) -> LoadRe
     model with a row that no tensor of the checkpoint has.
     """
     floating = {name: tensor for name, tensor in model.items() if tensor.is_floating_point()}
-    model_rows = {name: _rows_of(tensor) for name, tensor in floating.items()}
+    model_rows = {}
+    for name, tensor in floating.items():
+        model_rows[name] = _rows_of(tensor)
+        give_back_memory()  # What is freed in pieces stays with the process otherwise, gigabytes over a model.
     kept = _merged(model_rows.values())
     types = {tensor.dtype for tensor in floating.values()}
     unused, known = [], list[Digests]()
@@ -93,6 +106,7 @@ def audit_tensors(model: Mapping[str, torch.Tensor], checkpoint: Path) -> LoadRe
         rows = [
             _distinct(_digest(piece.to(form).reshape(-1, width)) for piece in tensor.pieces(width)) for form in forms
         ]
+        give_back_memory()
         known += rows
         if not any(_within(form, kept) for form in rows):
             unused.append(tensor.name)
