@@ -93,8 +93,8 @@ def audit_tensors(model: Mapping[str, torch.Tensor], checkpoint: Path) -> LoadRe
     """
     floating = {name: tensor for name, tensor in model.items() if tensor.is_floating_point()}
     model_rows = {}
-    for name, tensor in floating.items():
-        model_rows[name] = _rows_of(tensor)
+    for name, held in floating.items():
+        model_rows[name] = _rows_of(held)
         give_back_memory()  # What is freed in pieces stays with the process otherwise, gigabytes over a model.
     kept = _merged(model_rows.values())
     types = {tensor.dtype for tensor in floating.values()}
