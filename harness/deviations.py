@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from harness.checkpoint import Feature
 from harness.comparators.suspects import UNDECIDED
 from harness.errors import UserError
-from harness.schema import PROBES, Case, Finding
+from harness.schema import PROBES, Case, Finding, VerdictKind
 from harness.spec import AUDIO_MAX_SAMPLES, AUDIO_RATE_HZ, is_exact_ratio, soft_tokens
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "cases" / "deviations"
@@ -87,12 +87,11 @@ class Deviation:
         places: defaultdict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
         for prop, stage, subject in judged:
             places[prop, stage].add((subject, engines[subject]))
-        suspects = {
-            subject
+        return any(
+            self.applies(_as_judged(case, place[1]), ran.get(subject, {}), device, features)
             for place, subjects in places.items()
             for subject in _suspects(self.signatures, *place, frozenset(subjects))
-        }
-        return any(self.applies(case, ran.get(subject, {}), device, features) for subject in suspects)
+        )
 
     def applies(self, case: Case, versions: Mapping[str, str], device: str, features: Collection[Feature]) -> bool:
         """Whether the cause would show in this case of a model with those features, in those versions, there."""
@@ -133,14 +132,15 @@ Judged = tuple[str, str, str]
 """A property, a stage and a subject of which something was said: it agreed there, or it differed."""
 
 
-def judged_in(verdicts: Iterable[Mapping[str, Any]]) -> set[Judged]:
-    """What a case's verdicts, as rows, say something about."""
-    return {
-        (row["property"], row["stage"], row[side])
-        for row in verdicts
-        if row["verdict"] != "not comparable"
-        for side in ("left", "right")
-    }
+DIFFERING: tuple[VerdictKind, ...] = ("differ",)
+
+
+def judged_in(
+    verdicts: Iterable[Mapping[str, Any]], kinds: Collection[VerdictKind] = ("agree", "differ")
+) -> frozenset[Judged]:
+    """What a case's verdicts, as rows, say something about; of some kinds of them."""
+    judged = (row for row in verdicts if row["verdict"] in kinds)
+    return frozenset((row["property"], row["stage"], row[side]) for row in judged for side in ("left", "right"))
 
 
 @cache
@@ -159,6 +159,11 @@ def _suspects(signatures: tuple[str, ...], prop: str, stage: str, judged: frozen
         if about and all(named):
             found.update(*named)
     return frozenset(found)
+
+
+def _as_judged(case: Case, stage: str) -> Case:
+    """The case as a stage is about it: without its probe, and that one's companion, where it is of the plain run."""
+    return case if {*stage.split(".")} & PROBES.keys() else replace(case, probe=None)
 
 
 def _probe(signature: str) -> str:

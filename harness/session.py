@@ -18,7 +18,7 @@ from harness import calibration, comparisons
 from harness.builds import Say, ready
 from harness.campaign import Campaign, Result
 from harness.checkpoint import Checkpoint
-from harness.deviations import Deviation, judged_in, load_deviations
+from harness.deviations import DIFFERING, Deviation, Judged, judged_in, load_deviations
 from harness.environments import resolve
 from harness.errors import UserError
 from harness.fleet import Fleet, Options, fleet
@@ -283,7 +283,7 @@ def stale_deviations(run: RunStore, plan: Plan) -> list[str]:
     asked = {*plan.properties}
     return [
         deviation.name
-        for deviation in _tried(run, plan)
+        for deviation in _tried(run, plan, agreeing=True)
         if deviation.always
         and deviation.name not in explained
         and {signature.split("/")[0] for signature in deviation.signatures} & asked
@@ -298,16 +298,25 @@ def unmet_deviations(run: RunStore, plan: Plan) -> list[str]:
     return [deviation.name for deviation in load_deviations() if deviation.name not in met]
 
 
-def _tried(run: RunStore, plan: Plan) -> list[Deviation]:
-    """Deviations with a case of this run that was judged where they would have shown."""
+def _tried(run: RunStore, plan: Plan, *, agreeing: bool = False) -> list[Deviation]:
+    """Deviations with a case of this run that was judged where they would have shown; if so asked, and agreed there.
+
+    Where something differs that another known cause explains as well, nobody knows that this one went away.
+    """
     ran = {n: {"engine": s["engine"], **s["version"]} for n, s in run.header().get("subjects", {}).items()}
     columns = ["case_id", "property", "stage", "left", "right", "verdict"]
     by_case = run.frame("verdicts", columns).groupby("case_id")
-    judged = {str(case_id): judged_in(cast("Any", rows.to_dict("records"))) for case_id, rows in by_case}
+    rows = {str(case_id): cast("Any", found.to_dict("records")) for case_id, found in by_case}
+    judged = {case_id: judged_in(found) for case_id, found in rows.items()}
+    differing = {case_id: judged_in(found, DIFFERING) for case_id, found in rows.items()}
     cases = [case for case in run.cases() if case.id in judged]
     features = {model: Checkpoint.open(locate(model)).features for model in {case.model for case in cases}}
+
+    def met(deviation: Deviation, case: Case, by: dict[str, frozenset[Judged]]) -> bool:
+        return deviation.tried(case, by[case.id], ran, plan.device, features[case.model])
+
     return [
         deviation
         for deviation in load_deviations()
-        if any(deviation.tried(case, judged[case.id], ran, plan.device, features[case.model]) for case in cases)
+        if any(met(deviation, case, judged) and not (agreeing and met(deviation, case, differing)) for case in cases)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hypothesis.database import (
@@ -15,7 +16,7 @@ from hypothesis.database import (
 )
 
 from harness.campaign import Campaign, Result
-from harness.deviations import judged_in, load_deviations
+from harness.deviations import DIFFERING, judged_in, load_deviations
 from harness.environments import resolve
 from harness.fleet import Fleet, Options
 from harness.hunt import capsule_name
@@ -55,10 +56,12 @@ class Suite:
     def examine(self, case: Case) -> Result:
         """Run one case through every subject and compare."""
         (result,) = self._campaign.run([case])
-        judged = judged_in(map(vars, result.verdicts))
+        rows = [vars(verdict) for verdict in result.verdicts]
+        judged, differing = judged_in(rows), judged_in(rows, DIFFERING)
         ran, device, features = self._fleet.described, self.options.device, self._campaign.features
         for deviation in self._campaign.deviations:
-            if deviation.always and deviation.tried(case, judged, ran, device, features):
+            tried = partial(deviation.tried, case, ran=ran, device=device, features=features)
+            if deviation.always and tried(judged) and not tried(differing):
                 self._applied.add(deviation.name)
         self._explained_by.update(finding.deviation for finding in result.findings)
         return result

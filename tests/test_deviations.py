@@ -11,6 +11,7 @@ import pytest
 
 from harness.checkpoint import Checkpoint
 from harness.deviations import (
+    DIFFERING,
     DIRECTORY,
     Deviation,
     Trait,
@@ -223,6 +224,26 @@ def test_a_deviation_was_tried_only_where_its_subject_was_judged(
     known = replace(KNOWN, signatures=(signature,), versions=versions)
     case = replace(CASE, probe=Probe("forward")) if "forward" in signature else CASE
     assert known.tried(case, judged_in(rows), RAN, "cpu", ()) is was_tried
+
+
+def test_what_a_probe_brings_is_not_tried_by_the_plain_run() -> None:
+    """That prompts agree in the plain run of a case says nothing of what its probe writes out."""
+    signatures = "P1/prompt_ids/vllm", "P9/prompt_ids.expanded/vllm"
+    known = replace(KNOWN, signatures=signatures, requires=("expanded",))
+    case = replace(CASE, probe=Probe("expanded"))
+    plain, probed = _verdict("P1", "prompt_ids", "hf", "vllm"), _verdict("P9", "expanded", "vllm", "vllm")
+    assert not known.tried(case, judged_in([plain]), RAN, "cpu", ())
+    assert known.tried(case, judged_in([plain, probed | {"stage": "prompt_ids.expanded"}]), RAN, "cpu", ())
+    written_out = replace(CASE, parts=(*CASE.parts, Part(image=ImageSpec(9, 9), expanded=True)))
+    assert known.tried(written_out, judged_in([plain]), RAN, "cpu", ())
+
+
+def test_what_differs_is_not_what_agreed() -> None:
+    """Of the verdicts that differ alone, a deviation was tried only where something differs."""
+    rows = [_verdict("P7", "pixels", "hf", "vllm"), _verdict("P7", "positions", "hf", "vllm", "differ")]
+    pixels, positions = (replace(KNOWN, signatures=(f"P7/{stage}/vllm",)) for stage in ("pixels", "positions"))
+    differing = judged_in(rows, DIFFERING)
+    assert [known.tried(CASE, differing, RAN, "cpu", ()) for known in (pixels, positions)] == [False, True]
 
 
 def test_what_is_known_of_an_engine_is_not_tried_by_another_with_its_packages() -> None:
