@@ -23,6 +23,7 @@ from harness.comparators.features import relative_row_errors
 from harness.evidence import Distance, Evidence, distances, weigh
 from harness.replay import Replayed, Target, absent_subjects, replayed, same_finding
 from harness.schema import ROLES, Case, Finding, Verdict
+from harness.store import roles_of
 from harness.transplant import Transplant, all_of
 
 Array = npt.NDArray[Any]
@@ -303,9 +304,10 @@ def _largest(arrays: Sequence[Array]) -> float:
 
 def _roles(left: Side, right: Side, arrays: Mapping[str, Any]) -> Iterator[RoleRow]:
     kl = arrays.get(f"kl/{left.name}/{right.name}")
-    if kl is None or left.name == right.name or len(arrays["roles"]) != len(kl):
+    roles = roles_of(arrays, left.name, right.name)
+    if kl is None or left.name == right.name or len(roles) != len(kl):
         return
     for index, role in enumerate(ROLES):
-        chosen = kl[arrays["roles"] == index]
+        chosen = kl[roles == index]
         if len(chosen):
             yield RoleRow(role, len(chosen), float(chosen.mean()), float(np.max(chosen)))

@@ -24,7 +24,11 @@ Rows = dict[str, list[dict[str, Any]]]
 def rows_of(
     case: Case, sides: Sequence[Side], comparison: Comparison, found: Sequence[Finding]
 ) -> tuple[Rows, dict[str, Any]]:
-    """Rows by table, and arrays by name: `prompt_ids`, `roles` (indices into `ROLES`), `kl/LEFT/RIGHT`."""
+    """Rows by table, and arrays by name.
+
+    These are `prompt_ids/SUBJECT`, `kl/LEFT/RIGHT` and `roles/LEFT/RIGHT` (indices into `ROLES`), and the first pair's
+    roles as `roles`.
+    """
     keys = {"case_id": case.id, "model": case.model}
     plain = [side for side in sides if not side.observation.probe and "logprobs" in side.arrays]
     own = {side.name: side.arrays["logprobs"] for side in plain}
@@ -166,6 +170,8 @@ def _arrays(sides: Sequence[Side], comparison: Comparison) -> dict[str, Any]:
     for side in sides:
         if "prompt_ids" in side.arrays and not side.observation.probe:
             arrays[f"prompt_ids/{side.name}"] = side.arrays["prompt_ids"]
-    for divergence in comparison.divergences.values():
-        arrays["roles"] = np.array([ROLES.index(role) for role in divergence.roles], dtype=np.int8)
+    for (left, right), divergence in comparison.divergences.items():
+        roles = np.array([ROLES.index(role) for role in divergence.roles], dtype=np.int8)
+        arrays[f"roles/{left}/{right}"] = roles
+        arrays.setdefault("roles", roles)
     return arrays

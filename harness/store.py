@@ -419,6 +419,11 @@ def _unreadable(file: Path, table: str, columns: Sequence[str]) -> str:
     return ""
 
 
+def roles_of(arrays: Mapping[str, Any], left: str, right: str) -> Any:
+    """The roles of the positions that a pair was compared at; runs of before have those of one pair for all."""
+    return arrays.get(f"roles/{left}/{right}", arrays.get("roles", ()))
+
+
 def runs(store: Path) -> list[RunStore]:
     """The runs of a store, oldest first."""
     return [RunStore(path.parent) for path in sorted(store.glob("*/run.json"))]

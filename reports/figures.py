@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from harness import schema
+from harness.store import roles_of
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,9 @@ def kl_positions(arrays: Mapping[str, Any], limits: Mapping[tuple[str, str], flo
     The page has the numbers and the looks of roles once; its script makes the traces of them.
     """
     curves = kl_by_pair(arrays)
-    roles = np.asarray(arrays["roles"], dtype=np.int64)
-    starts = np.flatnonzero(np.diff(roles, prepend=-1))
     positions = {
         "looks": [[role.words, role.colour, role.symbol] for role in ROLES],
-        "runs": [
-            [int(roles[start]), int(n)] for start, n in zip(starts, np.diff(starts, append=len(roles)), strict=True)
-        ],
+        "runs": [_runs(roles_of(arrays, *pair)) for pair in curves],
         "curves": [typed(_drawable(kl), "f4")["bdata"] for kl in curves.values()],
         "limits": [limits.get(pair) for pair in curves],
         "limit_colour": LIMIT_COLOUR,
@@ -127,10 +124,16 @@ def pair_looks(number: int) -> Role:
 
 
 def kl_by_pair(arrays: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
-    """KL per position of the pairs whose prompts the roles describe."""
-    positions = len(arrays.get("roles", ()))
+    """KL per position of the pairs whose prompts roles describe."""
     named = {tuple(name.split("/", 2)[1:]): kl for name, kl in arrays.items() if name.startswith("kl/")}
-    return {(left, right): kl for (left, right), kl in named.items() if len(kl) == positions}
+    return {(left, right): kl for (left, right), kl in named.items() if len(kl) == len(roles_of(arrays, left, right))}
+
+
+def _runs(roles: Any) -> list[list[int]]:
+    """Roles by position as [role, how many positions], in order."""
+    starts = np.flatnonzero(np.diff(np.asarray(roles, dtype=np.int64), prepend=-1))
+    lengths = np.diff(starts, append=len(roles))
+    return [[int(roles[start]), int(n)] for start, n in zip(starts, lengths, strict=True)]
 
 
 def typed(values: Any, kind: str) -> dict[str, Any]:

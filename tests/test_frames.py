@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from harness.store import TABLES, RunStore
+from harness.comparators import Comparison
+from harness.records import _arrays
+from harness.schema import ROLES
+from harness.store import TABLES, RunStore, roles_of
 from reports import load
 from reports.columns import COLUMNS, TABLE_MEANINGS
 
@@ -34,3 +40,15 @@ def test_a_notebook_loads_a_run_in_one_line(tmp_path: Path) -> None:
     findings = load(tmp_path).findings
     assert list(findings["measured"]) == [3.0]
     assert set(findings.columns) == {column.name for column in COLUMNS["findings"]}
+
+
+def test_each_pair_of_an_example_has_its_own_roles() -> None:
+    """Pairs that were given different prompts keep the roles of each; the first pair's are the example's."""
+    pairs = {("a", "b"): ("rest", "soft"), ("c", "d"): ("soft", "rest", "rest")}
+    made: Any = {pair: SimpleNamespace(kl_left_right=np.zeros(len(r)), roles=r) for pair, r in pairs.items()}
+    arrays = _arrays([], Comparison([], made))
+    for (left, right), roles in pairs.items():
+        assert roles_of(arrays, left, right).tolist() == [ROLES.index(role) for role in roles]
+    assert arrays["roles"].tolist() == arrays["roles/a/b"].tolist()
+    old = {"roles": arrays["roles"]}
+    assert roles_of(old, "c", "d") is old["roles"], "a run of before has one pair's for all"

@@ -312,3 +312,12 @@ def test_a_damaged_run_does_not_hide_a_case_of_another(tmp_path: Path) -> None:
     assert find_case(tmp_path, BY_KL.id)[1] == BY_KL
     with pytest.raises(UserError, match=r"99991231-000000-1/cases\.json"):
         find_case(tmp_path, "0" * 12)
+
+
+def test_each_curve_has_the_roles_of_its_own_pair() -> None:
+    """Two pairs that were given different prompts are coloured each by its own; a run of before has one for all."""
+    kl = {"kl/a/b": np.zeros(3), "kl/c/d": np.zeros(2), "kl/e/f": np.zeros(3)}
+    own = {"roles/a/b": np.array([0, 2, 2], np.int8), "roles/c/d": np.array([0, 5], np.int8)}
+    arrays = {**kl, **own, "roles": own["roles/a/b"]}
+    assert list(figures.kl_by_pair(arrays)) == [("a", "b"), ("c", "d"), ("e", "f")]
+    assert '"runs":[[[0,1],[2,2]],[[0,1],[5,1]],[[0,1],[2,2]]]' in figures.kl_positions(arrays, {}).replace(" ", "")

@@ -21,8 +21,8 @@
   // KL by position: numbers once, and a trace for each role of each panel.
   const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
   const byRole = ({ looks, runs, curves, limits, limit_colour }) => {
-    const roles = runs.flatMap(([role, count]) => Array(count).fill(role));
     return curves.flatMap((text, panel) => {
+      const roles = runs[panel].flatMap(([role, count]) => Array(count).fill(role));
       const kl = floats(text);
       const yaxis = panel ? `y${panel + 1}` : "y";
       const points = looks.map(([words, color, symbol], role) => {
