@@ -144,6 +144,9 @@ def test_a_subject_that_cannot_write_is_unavailable(tmp_path: Path) -> None:
     """An adapter without `go_on` says so, and is not run as if nothing had been asked."""
 
     class Silent:
+        def versions(self) -> dict[str, str]:
+            return {}
+
         def run(self, request: Request, arrays: dict[str, Array]) -> Any:
             raise AssertionError("asked for a plain run")
 

@@ -147,8 +147,7 @@ HIDDEN_STATES = _halves(len(IDS), HIDDEN, 4)
 
 def _compared(*sides: Side) -> tuple[list[Verdict], Comparison]:
     comparison = Comparison()
-    kl.compare(sides, CONTEXT, comparison)
-    return comparison.verdicts, comparison
+    return kl.compare(sides, CONTEXT, comparison), comparison
 
 
 def test_equal_hidden_states_agree() -> None:
