@@ -137,10 +137,11 @@ def _local(line: str) -> Path | None:
     if line.startswith(("-", "git+", "http:", "https:")):
         return None
     try:
-        address = Requirement(line).url or ""
-        path = url2pathname(urlsplit(address).path) if address.startswith("file:") else ""
+        address, path = Requirement(line).url or "", ""
     except InvalidRequirement:
-        path = line.partition("[")[0]
+        address = path = line.partition("[")[0]
+    if address.startswith("file:"):
+        path = url2pathname(urlsplit(address).path)
     return Path(path.strip()).resolve() if path.strip() else None
 
 

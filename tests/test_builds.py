@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.builds import directory, held, is_built, prune, ready
+from harness.builds import _arguments, _local, directory, held, is_built, prune, ready
 from harness.environments import Recipe, Subject
 from harness.errors import EngineUnavailable
 from harness.pool import Worker
@@ -166,3 +166,10 @@ def test_an_editable_checkout_is_read_where_it_is(tmp_path: Path, monkeypatch: p
         (tmp_path / "mine" / "mine.py").write_text(f"ANSWER = {answer}\n")
         assert _answer(subject, tmp_path) == answer
     assert len(list(tmp_path.glob("*.lock"))) == 1
+
+
+@pytest.mark.parametrize("line", ["file:///some/my.whl", "/some/my.whl", "my @ file:///some/my.whl"])
+def test_a_local_file_is_known_however_a_recipe_writes_it(line: str) -> None:
+    """Its content counts, and uv is given its path, whether it is an address, a path or a named requirement."""
+    assert _local(line) == Path("/some/my.whl")
+    assert _arguments([line]) in (["/some/my.whl"], ["my @ file:///some/my.whl"])
