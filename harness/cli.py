@@ -261,6 +261,8 @@ def zoo_verify(
     """Load each checkpoint in each engine and compare every tensor by content. Exit status 1 if one is wrong."""
     console = Console()
     chosen, names = listed_models("--models", models), chosen_subjects(subjects, console)
+    for model in chosen:
+        session.locate(model)
     with console.status("loading checkpoints", spinner="dots"):
         verified = doctor.verify(chosen, names or session.DEFAULT_SUBJECTS)
     show.verified(console, verified)

@@ -18,7 +18,17 @@ from harness import export as exporting
 from harness import hunt, show
 from harness.errors import HarnessBug, UserError
 from harness.media import thumbnail
-from harness.options import StoreOption, available, built, chosen_subjects, progress, writable
+from harness.options import (
+    StoreOption,
+    available,
+    built,
+    chosen_subjects,
+    destination,
+    destination_directory,
+    progress,
+    seconds,
+    writable,
+)
 from harness.replay import Replayed, Target, target, warm, with_models, with_suspect
 from harness.replay import replay as replay_all
 from harness.session import THUMBNAIL_PX, locate
@@ -115,6 +125,8 @@ def shrink(
     json_output: JsonOption = False,
 ) -> None:
     """Find the smallest case with the same finding, and keep it as a capsule. Ctrl-C keeps the best so far."""
+    seconds("--timeout-s", timeout_s)
+    destination_directory("--out", out)
     entry = _found(wanted, store, models)
     console = Console(stderr=json_output)
     names = chosen_subjects(subjects, console) or hunt.subjects_needed(entry.finding, entry.subjects)
@@ -143,6 +155,7 @@ def explain(
     json_output: JsonOption = False,
 ) -> None:
     """Show stage by stage, pair by pair, where a difference enters and how it grows."""
+    destination("--out", out)
     entry = _found(wanted, store, models)
     console = Console(stderr=json_output)
     names = chosen_subjects(subjects, console) or entry.subjects

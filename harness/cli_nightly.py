@@ -11,7 +11,17 @@ from rich.console import Console
 
 from harness import session, show
 from harness.errors import EngineUnavailable
-from harness.options import StoreOption, available, carry_out, destination, listed, listed_models, watched, writable
+from harness.options import (
+    StoreOption,
+    available,
+    carry_out,
+    destination,
+    destination_directory,
+    listed,
+    listed_models,
+    watched,
+    writable,
+)
 from harness.store import DEFAULT_STORE, RunStore
 from reports import frames as reports_frames
 from reports import nights, site, summary
@@ -47,6 +57,8 @@ def nightly(
     console = Console()
     for option, file in (("--summary", summary_file), ("--junit", junit_file)):
         destination(option, file)
+    destination_directory("--history", history)
+    destination_directory("--out", out)
     if add:
         runs = [RunStore.open(store, run_id) for run_id in listed("--add", add)]
     else:

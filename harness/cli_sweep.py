@@ -14,7 +14,7 @@ from harness import sweep as sweeping
 from harness.builds import ready
 from harness.checkpoint import Checkpoint
 from harness.environments import resolve
-from harness.options import available, destination, listed, one_of, progress, writable
+from harness.options import available, destination, destination_directory, listed, one_of, progress, writable
 from harness.spec import SOFT_TOKEN_BUDGETS
 from harness.store import plain, write_json
 
@@ -22,7 +22,9 @@ from harness.store import plain, write_json
 def sweep(
     budget: Annotated[str, typer.Option(help="all, or budgets; comma-separated.")] = "all",
     max_side: Annotated[int, typer.Option(min=1, max=20_000, help="Largest width and height, in px.")] = 1_000,
-    samples: Annotated[int, typer.Option(min=1, help="Recordings shorter than this, at 16 kHz.")] = 500_000,
+    samples: Annotated[
+        int, typer.Option(min=1, max=100_000_000, help="Recordings shorter than this, at 16 kHz.")
+    ] = 500_000,
     subjects: Annotated[str, typer.Option(help="Comma-separated.")] = "hf,vllm,native",
     model: Annotated[str, typer.Option(help="A zoo name or a checkpoint directory.")] = "tiny-e2b",
     out: Annotated[Path, typer.Option(help="Where the disagreements are kept, as Parquet.")] = Path(".harness/sweeps"),
@@ -36,6 +38,7 @@ def sweep(
     """
     console = Console(stderr=json_file == "-")
     destination("--json", json_file)
+    destination_directory("--out", out)
     budgets = SOFT_TOKEN_BUDGETS if budget == "all" else [_budget(name) for name in listed("--budget", budget)]
     names = listed("--subjects", subjects)
     available(names, console)

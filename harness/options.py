@@ -19,6 +19,9 @@ from harness.errors import EngineUnavailable, HarnessBug, UserError
 from harness.store import RunStore
 from harness.zoo import FEATURE_NAMES, NAMES
 
+_LONGEST_S = 1_000_000
+"""Eleven days; poll takes milliseconds in 32 bits, and raises beyond twenty-four."""
+
 StoreOption = Annotated[Path, typer.Option(help="Where runs are kept.")]
 
 
@@ -53,10 +56,10 @@ def seconds(option: str, value: float) -> float:
     """A length of time.
 
     Raises:
-        UserError: it has no end, or is no number.
+        UserError: it has no end, or is no number, or is longer than the system can wait.
     """
-    if not math.isfinite(value):
-        raise UserError(f"{option} {value}: give a number of seconds")
+    if not (math.isfinite(value) and value <= _LONGEST_S):
+        raise UserError(f"{option} {value}: give a number of seconds, at most {_LONGEST_S:,}")
     return value
 
 
@@ -73,6 +76,19 @@ def destination(option: str, target: str | Path | None) -> None:
         raise UserError(f"{option} {path}: is a directory; give the name of a file")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{option} {path}: cannot be written; is its directory there?")
+
+
+def destination_directory(option: str, place: Path) -> None:
+    """Refuse a directory that could not be made after long work, or read.
+
+    Raises:
+        UserError: a file is in its way, or the nearest directory above it that is there cannot be written.
+    """
+    there = next(path for path in (place, *place.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{option} {place}: {there} is no directory; give another place")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{option} {place}: {there} cannot be written; give another place")
 
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -90,8 +90,10 @@ def read(history: Path) -> tuple[Night, ...]:
     """Every night, oldest first.
 
     Raises:
-        UserError: a file that is no night, or one of another schema.
+        UserError: a file that is no night, or one of another schema, or no directory.
     """
+    if history.exists() and not history.is_dir():
+        raise UserError(f"--history {history}: is no directory; give the one where nights are kept")
     nights = []
     for path in sorted(history.glob("*.json")):
         text = path.read_bytes()

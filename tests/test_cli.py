@@ -16,6 +16,7 @@ from harness.options import listed_models
 from harness.store import runs
 from harness.zoo import FEATURE_NAMES, NAMES
 
+CAPSULE = "cases/regressions/vllm-drops-a-feature-row.json"
 Completed = subprocess.CompletedProcess[str]
 Call = Callable[..., Completed]
 
@@ -99,6 +100,14 @@ def test_wrong_use_is_one_line_and_status_2(tmp_path: Path, arguments: list[str]
         (["doctor", "--subjects", ","], "--subjects ',' names nothing"),
         (["doctor", "--subjects", "hf", "--prune"], "leave out --subjects"),
         (["replay", "nowhere.json", "--subjects", ","], "--subjects ',' names nothing"),
+        (["run", "--timeout-s", "1e300"], "--timeout-s 1e+300: give a number of seconds, at most 1,000,000"),
+        (["nightly", "--history", "README.md"], "--history README.md: README.md is no directory"),
+        (["nightly", "--out", "README.md/site"], "README.md is no directory; give another place"),
+        (["sweep", "--out", "README.md"], "--out README.md: README.md is no directory"),
+        (["shrink", CAPSULE, "--timeout-s", "inf"], "--timeout-s inf: give a number of seconds"),
+        (["shrink", CAPSULE, "--out", "README.md"], "--out README.md: README.md is no directory"),
+        (["explain", CAPSULE, "--out", "."], "--out .: is a directory"),
+        (["zoo", "verify", "--models", "tiny-31b,tiny-e9b"], "tiny-e9b is neither a zoo model nor a directory"),
     ],
 )
 def test_wrong_input_of_each_command_is_one_line_and_status_2(arguments: list[str], words: str, call: Call) -> None:

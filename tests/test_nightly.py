@@ -217,3 +217,10 @@ def test_the_page_tells_steps_and_what_came_in() -> None:
     assert (row["first"], row["last"], row["nights"]) == (7, 12, 6)
     assert len(row["chart"]["segments"]) == 3
     assert isinstance(History(tuple(history)).steps[0], Step)
+
+
+def test_a_history_that_is_a_file_is_named(tmp_path: Path) -> None:
+    """A file in the place of the history is wrong input, not a history without nights."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="file: is no directory"):
+        nights.read(tmp_path / "file")
