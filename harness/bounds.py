@@ -7,7 +7,9 @@ stranger, and an image of 20,000 x 20,000 px or a recording of -1 samples is no 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from harness.errors import UserError
@@ -29,6 +31,13 @@ RANGES: Mapping[str, tuple[float, float]] = {
 """Field -> least and largest value, whatever it is a field of."""
 
 MAX_PARTS = 1_000
+MAX_MEDIA = 16
+"""Recordings of the longest kind that a case may have as much sound as."""
+
+MAX_S = 3_600
+"""Of one recording: a low rate makes a long one of few samples."""
+
+MAX_INDEX = 10**9
 MAX_CHARACTERS = 1_000_000
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda")
@@ -54,6 +63,13 @@ def require_sound(capsule: Capsule, source: str) -> None:
         raise UserError(f"{source}: dtype {capsule.dtype!r}: must be one of {', '.join(DTYPES)}")
     if capsule.device not in DEVICES:
         raise UserError(f"{source}: device {capsule.device!r}: must be one of {', '.join(DEVICES)}")
+    finding = capsule.finding
+    if not re.fullmatch(r"[\w-]{1,64}", finding.id):
+        raise UserError(f"{source}: finding.id {finding.id[:80]!r}: must be 1 to 64 letters and digits")
+    if finding.signature.count("/") < 2:
+        raise UserError(f"{source}: finding.signature {finding.signature!r}: must be PROPERTY/STAGE/SUSPECT")
+    if finding.limit is not None and not finding.limit >= 0:
+        raise UserError(f"{source}: finding.limit {finding.limit}: must not be negative")
     require_sense(capsule.case, source)
 
 
@@ -67,8 +83,15 @@ def _problems(case: Case) -> Iterator[str]:
     for where, value in (("probe", case.probe), ("continuation", case.continuation)):
         if value is not None:
             yield from _out_of_range(value, f"case.{where}")
-    if len(case.system) > MAX_CHARACTERS:
-        yield f"case.system has {len(case.system)} characters: at most {MAX_CHARACTERS}"
+    texts = {"system": case.system, **(asdict(case.tool) if case.tool else {})}
+    for name, text in texts.items():
+        if len(text) > MAX_CHARACTERS:
+            where = "case" if name == "system" else "case.tool"
+            yield f"{where}.{name} has {len(text)} characters: at most {MAX_CHARACTERS}"
+    every = (*case.parts, *companion)
+    heard = sum(part.audio.samples for part in every if part.audio)
+    if heard > MAX_MEDIA * MAX_SAMPLES:
+        yield f"case has {heard:,} samples in all: at most {MAX_MEDIA * MAX_SAMPLES:,}"
 
 
 def _of_part(part: Part, where: str) -> Iterator[str]:
@@ -83,12 +106,16 @@ def _of_part(part: Part, where: str) -> Iterator[str]:
     if part.image and (area := part.image.width_px * part.image.height_px) > MAX_PIXELS:
         size = f"{part.image.width_px} x {part.image.height_px}"
         yield f"{where}.image is {size} px, {area:,} in all: at most {MAX_PIXELS:,}"
+    if part.audio and part.audio.samples > MAX_S * part.audio.rate_hz:
+        length = f"{part.audio.samples} samples at {part.audio.rate_hz} Hz"
+        yield f"{where}.audio is {length}: at most {MAX_S} s"
     if part.video:
         video = part.video
         if (area := video.frames * video.width_px * video.height_px) > MAX_PIXELS:
             yield f"{where}.video has {area:,} px in all its frames: at most {MAX_PIXELS:,}"
-        if video.indices is not None and (len(video.indices) != video.frames or min(video.indices, default=0) < 0):
-            yield f"{where}.video.indices {video.indices}: must be {video.frames} numbers from 0 on, one a frame"
+        shown = video.indices
+        if shown is not None and (len(shown) != video.frames or not 0 <= min(shown) <= max(shown) <= MAX_INDEX):
+            yield f"{where}.video.indices {shown}: must be {video.frames} numbers from 0 to {MAX_INDEX:,}, one a frame"
 
 
 def _out_of_range(value: Any, where: str) -> Iterator[str]:

@@ -241,7 +241,7 @@ def zoo_build(
 ) -> None:
     """Build what is missing or of another recipe, and print where.
 
-    e2b-shape has E2B's published widths and vocabulary, 1.65 G parameters with 10 layers: for memory and time. No
+    e2b-shape has E2B's published widths and vocabulary, 1.73 G parameters with 10 layers: for memory and time. No
     group of --models has it; give its directory.
     """
     if name and name != LARGE:

@@ -26,7 +26,7 @@ from harness.store import RunStore, find_case, read_capsule
 class Target:
     """A case to run again as it was run before, and the finding that it had, if that is known.
 
-    `subjects` are those that ran it, as far as they are known here.
+    `subjects` are those that ran it, as far as they are known here; `unknown` are the others.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Target:
     dtype: str = Options.dtype
     device: str = Options.device
     subjects: tuple[str, ...] = DEFAULT_SUBJECTS
+    unknown: tuple[str, ...] = ()
     kl_limit_nats: float | None = None
     """Of the run that judged it, where no finding says it."""
 
@@ -54,16 +55,19 @@ def target(name: str, store: Path) -> Target:
     """
     if Path(name).suffix == ".json" or Path(name).exists():
         capsule = read_capsule(Path(name))
-        return Target(name, capsule.case, capsule.finding, capsule.dtype, capsule.device, _known_here(capsule.subjects))
+        ran = _known_here(capsule.subjects)
+        return Target(name, capsule.case, capsule.finding, capsule.dtype, capsule.device, *ran)
     run, case = find_case(store, name)
     plan = plan_of(run)
-    return Target(name, case, None, plan.dtype, plan.device, _known_here(plan.subjects), _kl_limit(run, case))
+    ran = _known_here(plan.subjects)
+    return Target(name, case, None, plan.dtype, plan.device, *ran, kl_limit_nats=_kl_limit(run, case))
 
 
-def _known_here(names: Iterable[str]) -> tuple[str, ...]:
-    """Those that are subjects here too; the usual ones where none is."""
-    known = known_subjects()
-    return tuple(name for name in names if name.partition("@")[0] in known) or DEFAULT_SUBJECTS
+def _known_here(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that are subjects here too, the usual ones where none is; and those that are not."""
+    known, asked = known_subjects(), tuple(names)
+    here = tuple(name for name in asked if name.partition("@")[0] in known)
+    return here or DEFAULT_SUBJECTS, tuple(name for name in asked if name not in here)
 
 
 def _kl_limit(run: RunStore, case: Case) -> float | None:
@@ -137,7 +141,8 @@ def replay(targets: Sequence[Target], subjects: Sequence[str] = ()) -> Iterator[
         chosen = list(group)
         with warm(chosen, names) as campaign:
             for entry, result in zip(chosen, campaign.run(map(as_measured, chosen)), strict=True):
-                answer, broken = replayed(entry, result), any(map(is_ours, result.verdicts))
+                asked = replace(entry, unknown=()) if subjects else entry
+                answer, broken = replayed(asked, result), any(map(is_ours, result.verdicts))
                 broken |= any(observation.outcome == "failed" for observation in result.observations)
                 yield replace(answer, ours=broken and answer.status in ("NOT COMPARABLE", "NO FINDING"))
 
@@ -174,6 +179,11 @@ def replayed(entry: Target, result: Result) -> Replayed:
     finding = entry.finding
     if finding is None:
         listed = "; ".join(f"{f.signature} {f.detail}" for f in result.findings)
+        if entry.unknown and not result.findings:
+            why = (
+                f"{', '.join(entry.unknown)} ran it and is no subject here: add it to subjects.toml, or give --subjects"
+            )
+            return Replayed(entry.name, "NOT COMPARABLE", why, ())
         status: Any = "FINDINGS" if result.findings else "NO FINDING"
         return Replayed(entry.name, status, listed, result.findings)
     absent = absent_subjects(finding, result)

@@ -161,18 +161,19 @@ def read_capsule(path: Path) -> Capsule:
         text = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read capsule {path}: {error.strerror}") from error
-    _require_schema(text, path)
+    try:
+        found = json.loads(text)["schema"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        found = SCHEMA_VERSION  # No capsule at all, of which the next line says what is wrong.
+    _require_schema(found, path)
     capsule = validated(Capsule, text, str(path))
+    _require_schema(capsule.schema, path)
     require_sound(capsule, str(path))
     return capsule
 
 
-def _require_schema(text: bytes, path: Path) -> None:
-    """Look at a capsule's schema version before its fields, which another version may have others of."""
-    try:
-        found = json.loads(text)["schema"]
-    except (ValueError, TypeError, KeyError):
-        return  # No capsule at all, of which the caller says what is wrong.
+def _require_schema(found: Any, path: Path) -> None:
+    """Look at a capsule's schema version, before its fields too: another version may have others."""
     if isinstance(found, int) and found != SCHEMA_VERSION:
         fix = "update the harness" if found > SCHEMA_VERSION else "use the release that wrote it"
         age = "newer" if found > SCHEMA_VERSION else "older"
@@ -302,7 +303,7 @@ class RunStore:
         path = self.path / "cases.json"
         try:
             return len(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"cannot read {path}: {error}") from error
 
     def append(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -49,7 +49,8 @@ def _medium(spec: ImageSpec | AudioSpec | VideoSpec) -> str:
     if isinstance(spec, AudioSpec):
         return " ".join([f"recording of {spec.samples} samples", *_others(spec, ("samples",))])
     said = ("frames", "width_px", "height_px")
-    return " ".join([f"video of {spec.frames} frames of {spec.width_px} x {spec.height_px} px", *_others(spec, said)])
+    frames = f"{spec.frames} frame{'s' * (spec.frames != 1)}"
+    return " ".join([f"video of {frames} of {spec.width_px} x {spec.height_px} px", *_others(spec, said)])
 
 
 def _others(value: Any, said: Collection[str], always: Collection[str] = ()) -> Iterator[str]:

@@ -17,7 +17,7 @@ from harness.cli_capsule import _readable
 from harness.errors import UserError
 from harness.export import issue
 from harness.media import MAX_PIXELS
-from harness.replay import measured_limit, not_asked, target, with_models, with_suspect
+from harness.replay import measured_limit, not_asked, replayed, target, with_models, with_suspect
 from harness.schema import (
     SCHEMA_VERSION,
     AudioSpec,
@@ -59,6 +59,44 @@ def test_a_case_of_a_run_is_run_as_it_was(tmp_path: Path) -> None:
     assert measured_limit(entry) == {("tiny-e2b", "bfloat16"): 0.125}
 
 
+def test_a_subject_that_is_not_known_here_is_named(tmp_path: Path) -> None:
+    """A case whose run had a subject that is none here is not clean for want of it, unless others were asked for."""
+    RunStore.create(tmp_path, {"plan": Plan(subjects=("native", "my-hf"))}, [CASE])
+    entry = target(CASE.id, tmp_path)
+    assert (entry.subjects, entry.unknown) == (("native",), ("my-hf",))
+    clean = Result(CASE, (Observation(CASE.id, "native", "ok"),), (), (), {}, {})
+    answer = replayed(entry, clean)
+    assert (answer.status, answer.failed) == ("NOT COMPARABLE", True)
+    assert answer.detail.startswith("my-hf ran it and is no subject here")
+    assert replayed(replace(entry, unknown=()), clean).status == "NO FINDING"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "no valid capsule"),
+        ({"schema": "9"}, "schema 9, newer"),
+        ({"signature": "x"}, r"finding\.signature 'x': must be PROPERTY/STAGE/SUSPECT"),
+        ({"limit": -5.0}, r"finding\.limit -5\.0: must not be negative"),
+        ({"id": "../x"}, r"finding\.id '\.\./x'"),
+    ],
+    ids=["nested", "a version as text", "no signature", "a negative limit", "an id that is a path"],
+)
+def test_a_capsule_that_makes_no_sense_is_one_line(tmp_path: Path, text: Any, words: str) -> None:
+    """Whatever a stranger writes into a capsule is named in one line, and keeps no other from running."""
+    path = capsule(tmp_path / "bad.json")
+    if isinstance(text, dict):
+        whole = json.loads(path.read_text())
+        whole |= text if "schema" in text else {"finding": whole["finding"] | text}
+        text = json.dumps(whole)
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as refused:
+        read_capsule(path)
+    assert len(str(refused.value).splitlines()) == 1
+    good = capsule(tmp_path / "good.json")
+    assert [entry.name for entry in _readable([str(path), str(good)], tmp_path, "", None)[0]] == [str(good)]
+
+
 def test_a_newer_capsule_is_told_so_before_its_fields(tmp_path: Path) -> None:
     """A capsule of a schema that is newer has fields that we do not know: that it is newer is what helps."""
     path = capsule(tmp_path / "new.json")
@@ -91,6 +129,10 @@ WRONG: dict[str, tuple[Case, str]] = {
         _of(Part(video=VideoSpec(1, 9, 9, indices=(-1,)))),
         r"video\.indices \(-1,\): must be 1 numbers",
     ),
+    "a far index": (_of(Part(video=VideoSpec(1, 9, 9, indices=(10**30,)))), r"indices \(10+,\): must be 1 numbers"),
+    "a long recording": (_of(Part(audio=AudioSpec(1_500_000, 1))), r"audio is 1500000 samples at 1 Hz: at most 3600 s"),
+    "much sound": (replace(CASE, parts=(Part(audio=AudioSpec(1_500_000)),) * 17), r"25,500,000 samples in all"),
+    "a tool's name": (replace(CASE, tool=ToolUse("n" * 10**6 + "n")), r"case\.tool\.name has 1000001 characters"),
     "too few indices": (_of(Part(video=VideoSpec(2, 9, 9, indices=(1,)))), r"video\.indices"),
     "two in one": (_of(Part("a", image=IMAGE)), r"case\.parts\.0 is several things"),
     "a companion": (
